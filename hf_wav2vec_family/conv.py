@@ -1,0 +1,112 @@
+"""Strided 1-D convolutions that turn a waveform into frames: lengths, masks, and norms that ignore padding.
+
+Shapes, in every file of this package:
+    B  clips in the batch         S  samples of a waveform      T  frames after the convolutions
+    C  channels of a convolution  D  channels of a vector       K  steps predicted ahead
+    N  negatives per positive     M  places for masked frames   G  codebook groups
+    V  entries per group
+"""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Length = TypeVar("Length", int, Tensor)
+
+
+def num_frames(num_samples: Length, kernel_sizes: Sequence[int], strides: Sequence[int]) -> Length:
+    """Frames left of `num_samples` (a number or a tensor of them) by unpadded convolutions.
+
+    Each layer maps t to floor((t - kernel) / stride) + 1; what is shorter than the receptive field has 0 frames.
+    """
+    for kernel_size, stride in zip(kernel_sizes, strides, strict=True):
+        num_samples = (num_samples - kernel_size) // stride + 1
+    return num_samples.clamp(min=0) if isinstance(num_samples, Tensor) else max(num_samples, 0)
+
+
+def receptive_field(kernel_sizes: Sequence[int], strides: Sequence[int]) -> int:
+    """Samples that one frame sees, e.g. 400 for wav2vec 2.0 and 465 for CPC and wav2vec."""
+    samples, hop = 1, 1
+    for kernel_size, stride in zip(kernel_sizes, strides, strict=True):
+        samples += (kernel_size - 1) * hop
+        hop *= stride
+    return samples
+
+
+def valid_frames(lengths: Tensor, total: int) -> Tensor:
+    """[B] numbers of valid frames -> [B, total] bool, True where a frame is not padding."""
+    return torch.arange(total, device=lengths.device) < lengths[:, None]
+
+
+def mean_over_valid(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean of `values` [B, T, D] over all channels of the frames that `valid` [B, T] marks (all if None): a scalar."""
+    if valid is None:
+        return values.mean()
+    weight = valid.unsqueeze(-1).to(values.dtype)
+    return (values * weight).sum() / (weight.sum() * values.shape[-1]).clamp(min=1)
+
+
+class MaskedGroupNorm(nn.GroupNorm):
+    """Group norm over channels and time whose statistics leave padding out.
+
+    `nn.GroupNorm` averages over all frames, so that the zeros a batch is padded with change every output: a clip then
+    has other features beside a longer clip than alone. Here a padded row gives what it would give by itself.
+    """
+
+    def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """[B, C, T] -> [B, C, T]; `lengths` [B] counts the valid frames of each row, None means all of them.
+
+        Statistics are taken in float32 whatever the input. Padded frames come back as 0.
+        """
+        if lengths is None:
+            return super().forward(hidden_states.float()).to(hidden_states.dtype)
+        batch_size, channels, total = hidden_states.shape
+        valid = valid_frames(lengths, total)[:, None]  # [B, 1, T]
+        # where, not a product: what stands in the padding may be NaN
+        kept = torch.where(valid, hidden_states.float(), 0.0)
+        grouped = kept.view(batch_size, self.num_groups, -1)  # [B, groups, C / groups * T]
+        count = (lengths.clamp(min=1) * (channels // self.num_groups))[:, None, None]
+        mean = grouped.sum(dim=-1, keepdim=True) / count
+        centred = torch.where(valid, kept - _per_channel(mean, channels), 0.0)
+        variance = centred.view_as(grouped).square().sum(dim=-1, keepdim=True) / count
+        scale = _per_channel(torch.rsqrt(variance + self.eps), channels)
+        if self.weight is not None:
+            scale = scale * self.weight[:, None]
+        normed = centred * scale
+        if self.bias is not None:
+            normed = torch.where(valid, normed + self.bias[:, None], 0.0)
+        return normed.to(hidden_states.dtype)
+
+
+def _per_channel(group_values: Tensor, channels: int) -> Tensor:
+    """[B, groups, 1] -> [B, C, 1]: each group's value for each of its channels."""
+    return group_values.repeat_interleave(channels // group_values.shape[1], dim=1)
+
+
+class ChannelsLayerNorm(nn.LayerNorm):
+    """Layer norm over the channels of a [B, C, T] tensor, each frame by itself."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        normed = F.layer_norm(
+            hidden_states.transpose(1, 2).float(), self.normalized_shape, self.weight, self.bias, self.eps
+        )
+        return normed.transpose(1, 2).to(hidden_states.dtype)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.scale, None
+
+
+def scale_gradient(values: Tensor, scale: float) -> Tensor:
+    """`values` themselves; their gradient is multiplied by `scale` on the way back (wav2vec 2.0, section 4.2: 0.1)."""
+    return values if scale == 1.0 else _ScaleGradient.apply(values, scale)
