@@ -66,6 +66,11 @@ class Wav2Vec2Config(TransformersWav2Vec2Config):
             self.feature_gradient_scale = 0.1 if group_norm else 1.0
         super().__post_init__(**kwargs)
 
+    @property
+    def expects_normalized_input(self) -> bool:
+        """Whether clips are to have zero mean and unit variance: models with layer norms were trained so."""
+        return self.feat_extract_norm == "layer"
+
     def validate_architecture(self):
         super().validate_architecture()
         if self.feat_extract_norm not in ("group", "layer"):

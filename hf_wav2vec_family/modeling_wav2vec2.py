@@ -42,7 +42,7 @@ from .conv import (
 )
 from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
 from .masking import MaskedFrames, masked_frames, max_masked_frames, sample_span_mask, take_frames
-from .quantizers import GumbelVectorQuantizer
+from .quantizers import GumbelVectorQuantizer, UniformLinear
 
 
 @dataclass
@@ -140,7 +140,7 @@ class Wav2Vec2FeatureProjection(nn.Module):
     def __init__(self, config: Wav2Vec2Config):
         super().__init__()
         self.layer_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
-        self.projection = nn.Linear(config.conv_dim[-1], config.hidden_size)
+        self.projection = UniformLinear(config.conv_dim[-1], config.hidden_size)
         self.dropout = nn.Dropout(config.feat_proj_dropout)
 
     def forward(self, normalized: Tensor) -> Tensor:
@@ -349,36 +349,33 @@ class Wav2Vec2PreTrainedModel(transformers_wav2vec2.Wav2Vec2PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Linear and embedding N(0, 0.02), norms 1 and 0; everything else as the original code has it."""
+        """Linear N(0, 0.02), norms 1 and 0; everything else as the original code has it.
+
+        Each tensor is set at the module that owns it: Transformers passes over modules without tensors of their own.
+        """
         PreTrainedModel._init_weights(self, module)
-        if isinstance(module, Wav2Vec2ForPreTraining):
-            _init_as_torch_does(module.project_hid)
-            _init_as_torch_does(module.project_q)
-            init.constant_(module.gumbel_temperature, self.config.gumbel_temperature)
+        if isinstance(module, UniformLinear):
+            bound = 1 / math.sqrt(module.in_features)
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.utils.parametrize.ParametrizationList):  # the positional convolution
+            channels, _, kernel_size = module.original1.shape
+            init.normal_(module.original1, mean=0.0, std=math.sqrt(4.0 / (kernel_size * channels)))
+            # the magnitude has to match, or the convolution is not the one that was drawn
+            init.copy_(module.original0, torch.linalg.vector_norm(module.original1, dim=(0, 1), keepdim=True))
+        elif type(module) is nn.Conv1d:
+            init.kaiming_normal_(module.weight)
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.in_channels * module.kernel_size[0])
+                init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, GumbelVectorQuantizer):
             init.uniform_(module.codevectors)
             if isinstance(module.weight_proj, nn.Linear):
                 init.normal_(module.weight_proj.weight, mean=0.0, std=1.0)
-                init.zeros_(module.weight_proj.bias)
-            else:
-                for linear in (m for m in module.weight_proj.modules() if isinstance(m, nn.Linear)):
-                    _init_as_torch_does(linear)
-        elif isinstance(module, Wav2Vec2PositionalConvEmbedding):
-            weight = module.conv.parametrizations.weight
-            fan = module.conv.kernel_size[0] * module.conv.out_channels
-            init.normal_(weight.original1, mean=0.0, std=math.sqrt(4.0 / fan))
-            # the magnitude has to match, or the convolution is not the one that was drawn
-            init.copy_(weight.original0, torch.linalg.vector_norm(weight.original1, dim=(0, 1), keepdim=True))
-            init.zeros_(module.conv.bias)
-        elif isinstance(module, Wav2Vec2FeatureProjection):
-            _init_as_torch_does(module.projection)
-        elif isinstance(module, Wav2Vec2ConvLayer):
-            init.kaiming_normal_(module.conv.weight)
-            if module.conv.bias is not None:
-                bound = 1 / math.sqrt(module.conv.in_channels * module.conv.kernel_size[0])
-                init.uniform_(module.conv.bias, -bound, bound)
         elif isinstance(module, Wav2Vec2Model) and module.masked_spec_embed is not None:
             init.uniform_(module.masked_spec_embed)
+        elif isinstance(module, Wav2Vec2ForPreTraining):
+            init.constant_(module.gumbel_temperature, self.config.gumbel_temperature)
 
     def num_frames(self, num_samples: int | Tensor) -> int | Tensor:
         """Frames of the convolutions for a number of samples at 16 kHz (or a tensor of them)."""
@@ -396,12 +393,6 @@ class Wav2Vec2PreTrainedModel(transformers_wav2vec2.Wav2Vec2PreTrainedModel):
     def frame_mask(self, attention_mask: Tensor, total: int) -> Tensor:
         """Mask of samples [B, S] -> mask of the `total` = T frames that leave the model, [B, T] bool."""
         return valid_frames(self._get_feat_extract_output_lengths(attention_mask.sum(dim=-1)), total)
-
-
-def _init_as_torch_does(linear: nn.Linear):
-    bound = 1 / math.sqrt(linear.in_features)
-    init.uniform_(linear.weight, -bound, bound)
-    init.uniform_(linear.bias, -bound, bound)
 
 
 class Wav2Vec2Model(Wav2Vec2PreTrainedModel):
@@ -584,8 +575,8 @@ class Wav2Vec2ForPreTraining(Wav2Vec2PreTrainedModel):
             depth=config.quantizer_depth,
             hidden_factor=config.quantizer_factor,
         )
-        self.project_hid = nn.Linear(config.hidden_size, config.proj_codevector_dim)
-        self.project_q = nn.Linear(config.codevector_dim, config.proj_codevector_dim)
+        self.project_hid = UniformLinear(config.hidden_size, config.proj_codevector_dim)
+        self.project_q = UniformLinear(config.codevector_dim, config.proj_codevector_dim)
         # a tensor, so that a compiled graph reads it rather than being compiled for each value
         self.register_buffer("gumbel_temperature", torch.tensor(float(config.gumbel_temperature)), persistent=False)
         self.post_init()

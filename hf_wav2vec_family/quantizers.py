@@ -41,6 +41,13 @@ def codebook_perplexity(probabilities: Tensor) -> Tensor:
     return torch.exp(-(probabilities * torch.log(probabilities + 1e-7)).sum(dim=-1)).sum()
 
 
+class UniformLinear(nn.Linear):
+    """A linear layer that starts as PyTorch's do, uniform between -1/sqrt(in) and 1/sqrt(in).
+
+    A type of its own, because Transformers initialises by type, and every other `nn.Linear` as N(0, 0.02).
+    """
+
+
 class GumbelVectorQuantizer(nn.Module):
     """Product quantizer with a straight-through Gumbel softmax.
 
@@ -80,8 +87,9 @@ class GumbelVectorQuantizer(nn.Module):
         num_books = 1 if share_codevectors else num_groups
         self.codevectors = nn.Parameter(torch.empty(1, num_books * num_codevectors, codevector_dim // num_groups))
         widths = [input_dim] + [input_dim * hidden_factor] * (depth - 1)
-        hidden = [nn.Sequential(nn.Linear(a, b), activation()) for a, b in itertools.pairwise(widths)]
-        logits = nn.Linear(widths[-1], num_groups * num_codevectors)
+        hidden = [nn.Sequential(UniformLinear(a, b), activation()) for a, b in itertools.pairwise(widths)]
+        logits_layer = UniformLinear if hidden else nn.Linear
+        logits = logits_layer(widths[-1], num_groups * num_codevectors)
         self.weight_proj = nn.Sequential(*hidden, logits) if hidden else logits
 
     def forward(

@@ -1,0 +1,1 @@
+"""Everything between an audio file and the numbers a model takes."""

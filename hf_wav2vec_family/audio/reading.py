@@ -1,0 +1,144 @@
+"""Audio files to waveforms: decoding by libsndfile (soundfile), resampling by libsoxr (soxr).
+
+Shapes: S samples of a waveform. A waveform is float32, mono, with a full scale of 1.
+"""
+
+import io
+import re
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+class AudioError(ValueError):
+    """A source that holds no usable audio; the message names the source and the cause."""
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What the header says: `num_samples` per channel at the file's own `sampling_rate` (Hz)."""
+
+    sampling_rate: int
+    num_samples: int
+
+    @property
+    def duration_seconds(self) -> float:
+        return self.num_samples / self.sampling_rate
+
+
+def read_audio(source: str | Path | bytes | Mapping, sampling_rate: int = 16_000) -> np.ndarray:
+    """The whole of `source` as one float32 channel [S] at `sampling_rate` Hz, channels averaged.
+
+    Args:
+        source: a file name, the bytes of a file, or a record of `datasets`: `{"bytes", "path"}` (bytes win) or
+            `{"array" [S], "sampling_rate"}`. flac, wav, mp3, ogg (Vorbis, Opus) and whatever else libsndfile reads.
+        sampling_rate: of the result, in Hz.
+
+    Full scale is 1. Nothing is clipped, so that resampling or a lossy codec may overshoot it a little.
+
+    Raises:
+        AudioError: missing, not audio, corrupt, cut short, empty, or with NaN or infinite samples. An mp3 of variable
+            bit rate whose header doesn't tell its length counts as cut short: libsndfile only guesses the length.
+    """
+    if isinstance(source, Mapping) and source.get("array") is not None:
+        waveform, orig_sampling_rate = np.asarray(source["array"]), source["sampling_rate"]
+        if waveform.ndim != 1 or not np.issubdtype(waveform.dtype, np.floating):
+            raise AudioError(f"{_name(source)}: expected floats [S], got {waveform.dtype} {list(waveform.shape)}.")
+    else:
+        waveform, orig_sampling_rate = _decode(source)
+    if not len(waveform):
+        raise AudioError(f"{_name(source)}: no samples.")
+    if not np.isfinite(waveform).all():
+        raise AudioError(f"{_name(source)}: NaN or infinite samples.")
+    return resample(waveform, orig_sampling_rate=orig_sampling_rate, sampling_rate=sampling_rate)
+
+
+def audio_info(source: str | Path | bytes | Mapping) -> AudioInfo:
+    """Sampling rate and length of `source` without decoding it; takes what `read_audio` takes.
+
+    Raises:
+        AudioError: missing, not audio, or with a header that promises no samples or an unknown number of them.
+    """
+    if isinstance(source, Mapping) and source.get("array") is not None:
+        return AudioInfo(source["sampling_rate"], len(source["array"]))
+    with _open(source) as file:
+        return AudioInfo(file.samplerate, file.frames)
+
+
+def resample(waveform: np.ndarray, *, orig_sampling_rate: int, sampling_rate: int) -> np.ndarray:
+    """`waveform` [S] as float32 at `sampling_rate` Hz (soxr's "HQ" band-limited interpolation)."""
+    import soxr
+
+    waveform = waveform.astype(np.float32, copy=False)
+    if orig_sampling_rate == sampling_rate:
+        return waveform
+    resampled = soxr.resample(waveform, orig_sampling_rate, sampling_rate, quality="HQ")
+    if not len(resampled):
+        raise AudioError(
+            f"waveform: {len(waveform)} samples at {orig_sampling_rate} Hz are less than one at {sampling_rate} Hz."
+        )
+    return resampled
+
+
+def _decode(source) -> tuple[np.ndarray, int]:
+    with _open(source) as file:
+        blocks = []
+        # In blocks, so that a header that lies about the length costs no memory.
+        while len(block := file.read(2**20, dtype="float32", always_2d=True)):
+            blocks.append(block.mean(axis=1) if file.channels > 1 else block[:, 0])
+        num_samples = sum(map(len, blocks))
+        if num_samples < file.frames:
+            raise AudioError(f"{_name(source)}: cut short, {num_samples} of {file.frames} samples are there.")
+        if remark := _remark_on_missing_data(file.extra_info):
+            raise AudioError(f"{_name(source)}: cut short, libsndfile remarks {remark!r}.")
+        return np.concatenate(blocks), file.samplerate
+
+
+def _remark_on_missing_data(log: str) -> str | None:
+    """The line of libsndfile's `log` that says a file ends early.
+
+    libsndfile corrects the length of a truncated wav or ogg silently, and only its log tells.
+    """
+    for line in log.splitlines():
+        if sizes := re.search(r"data.*: (\d+) \(should be (\d+)\)", line, re.IGNORECASE):
+            # Programs that write to a pipe can't know the size and put the largest one there.
+            if int(sizes[2]) < int(sizes[1]) < 0x7FFFF000:
+                return line.strip()
+        elif re.search(r"end-of-stream|junk after the last page|not equal to frame count|not match value", line, re.I):
+            return line.strip()
+    return None
+
+
+@contextmanager
+def _open(source):
+    import soundfile
+
+    name = _name(source)
+    if isinstance(source, Mapping):
+        source = source.get("bytes") or source.get("path")
+    if not isinstance(source, str | Path | bytes):
+        raise AudioError(f"source: expected a path, bytes or a record with either, got {name}.")
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise AudioError(f"{name}: no such file.")
+    try:
+        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as file:
+            if not file.frames:
+                raise AudioError(f"{name}: no samples.")
+            if file.frames == 2**63 - 1:
+                raise AudioError(f"{name}: the header doesn't tell the number of samples.")
+            yield file
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{name}: not readable as audio: {error.error_string}") from error
+
+
+def _name(source) -> str:
+    if isinstance(source, str | Path):
+        return str(source)
+    if isinstance(source, bytes):
+        return f"{len(source)} bytes of audio"
+    if isinstance(source, Mapping):
+        return str(source.get("path") or f"a record of {', '.join(map(str, source)) or 'nothing'}")
+    return f"a {type(source).__name__}"

@@ -1,0 +1,1 @@
+"""From what a model says about each frame to text."""

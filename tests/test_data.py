@@ -1,0 +1,367 @@
+"""Batches: a function of the seed and the position, complete, bounded, and honest about what was left out."""
+
+import json
+import logging
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
+
+from training.data import NUM_ROWS_TO_JUDGE, finetuning_batches, num_frames_needed, pretraining_batches
+
+RATE = 16_000
+NUM_CLIPS = 40
+
+
+def write_corpus(folder, lengths, *, texts=None, with_durations=True):
+    """Clips of `lengths` samples; sample s of clip n is n / 100 + s / 10**6, so that a crop tells its place."""
+    folder.mkdir(exist_ok=True)
+    records = []
+    for number, length in enumerate(lengths):
+        waveform = number / 100 + np.arange(length, dtype=np.float32) / 10**6
+        soundfile.write(folder / f"{number:03d}.wav", waveform, RATE, subtype="FLOAT")
+        records.append({"file_name": f"{number:03d}.wav", "text": "AB" if texts is None else texts[number]})
+        if with_durations:
+            records[-1]["duration"] = length / RATE
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, records)))
+    return folder
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    lengths = np.random.default_rng(0).integers(800, 6400, NUM_CLIPS).tolist()
+    return write_corpus(tmp_path / "corpus", lengths)
+
+
+@pytest.fixture
+def processor(tmp_path):
+    vocabulary = tmp_path / "vocab.json"
+    tokens = ["<pad>", "<s>", "</s>", "<unk>", "|", "A", "B", "C"]
+    vocabulary.write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+    return Wav2Vec2Processor(make_feature_extractor(do_normalize=True), Wav2Vec2CTCTokenizer(str(vocabulary)))
+
+
+def make_feature_extractor(do_normalize=False):
+    return Wav2Vec2FeatureExtractor(do_normalize=do_normalize, return_attention_mask=True)
+
+
+def pretraining(corpus, *, do_normalize=False, **settings):
+    defaults = {"batch_seconds": 1.0, "min_seconds": 0.0, "max_seconds": 0.2, "shuffle_window": 16}
+    return pretraining_batches(corpus, make_feature_extractor(do_normalize), **{**defaults, **settings})
+
+
+def finetuning(corpus, processor, **settings):
+    return finetuning_batches(corpus, processor, **{"batch_seconds": 1.0, "num_epochs": 1, **settings})
+
+
+def take(batches, number):
+    return list(islice(batches, number))
+
+
+def assert_equal(left, right):
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            assert torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
+
+
+def all_ids(batches):
+    return [name for batch in batches for name in batch["ids"]]
+
+
+def test_the_number_of_workers_changes_nothing(corpus):
+    assert_equal(take(pretraining(corpus, num_workers=0), 15), take(pretraining(corpus, num_workers=2), 15))
+
+
+def test_the_global_generator_is_left_alone_and_has_no_say(corpus):
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = take(pretraining(corpus), 5)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert_equal(take(pretraining(corpus), 5), first)
+
+
+def test_seeds_and_epochs_differ_in_order_and_crops(corpus):
+    one_epoch = list(pretraining(corpus, num_epochs=1))
+    two_epochs = list(pretraining(corpus, num_epochs=2))
+    assert_equal(two_epochs[: len(one_epoch)], one_epoch)
+    second = [batch for batch in two_epochs if batch["epoch"] == 1]
+    other_seed = list(pretraining(corpus, num_epochs=1, seed=1))
+    for epoch in (second, other_seed):
+        assert sorted(all_ids(epoch)) == sorted(all_ids(one_epoch))
+        assert all_ids(epoch) != all_ids(one_epoch)
+    assert {frozenset(batch["ids"]) for batch in second} != {frozenset(batch["ids"]) for batch in one_epoch}
+    begins = [
+        {
+            name: crop[0].item()
+            for batch in epoch
+            for name, crop in zip(batch["ids"], batch["input_values"], strict=True)
+        }
+        for epoch in (one_epoch, second)
+    ]
+    assert sum(begins[0][name] != begins[1][name] for name in begins[0]) > NUM_CLIPS / 2
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_run_stopped_anywhere_and_resumed_gives_exactly_the_remaining_batches_and_report(corpus, num_workers):
+    (corpus / "003.wav").write_bytes(b"")
+    (corpus / "020.wav").write_bytes(b"")
+    settings = {"num_epochs": 2, "min_seconds": 0.1, "max_bad_fraction": 1.0, "num_workers": num_workers}
+    whole = pretraining(corpus, **settings)
+    expected = list(whole)
+    stops = range(1, len(expected)) if num_workers == 0 else (7,)
+    for stop in stops:
+        stopped, resumed = pretraining(corpus, **settings), pretraining(corpus, **settings)
+        take(stopped, stop)
+        resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
+        assert_equal(list(resumed), expected[stop:])
+        assert resumed.report == whole.report
+    assert whole.report.skipped["too_short"] > 0
+
+
+def test_an_iteration_goes_on_where_the_last_one_stopped_and_begins_again_after_the_end(corpus):
+    batches = pretraining(corpus, num_epochs=1)
+    expected = list(pretraining(corpus, num_epochs=1))
+    assert_equal(take(batches, 3) + list(batches), expected)
+    assert_equal(list(batches), expected)
+    assert batches.report.rows == NUM_CLIPS
+
+
+def test_a_state_of_other_settings_is_refused_by_name(corpus):
+    state = pretraining(corpus, seed=1).state_dict()
+    with pytest.raises(ValueError, match=r"seed \(1 -> 2\)"):
+        pretraining(corpus, seed=2).load_state_dict(state)
+
+
+@pytest.mark.parametrize("shuffle_window", [0, 1, 7, 16, 1000])
+def test_an_epoch_has_every_row_once(corpus, shuffle_window):
+    assert sorted(all_ids(pretraining(corpus, shuffle_window=shuffle_window, num_epochs=1))) == [
+        f"{number:03d}" for number in range(NUM_CLIPS)
+    ]
+
+
+def test_without_a_window_the_order_is_that_of_the_source(corpus):
+    names = all_ids(pretraining(corpus, shuffle_window=0, num_epochs=1))
+    assert names == sorted(names)
+
+
+def test_the_ranks_share_out_the_batches_and_the_rows_left_out(corpus):
+    (corpus / "007.wav").write_bytes(b"")
+    settings = {"num_epochs": 1, "min_seconds": 0.1, "max_bad_fraction": 1.0}
+    alone = pretraining(corpus, **settings)
+    expected = list(alone)
+    ranks = [pretraining(corpus, rank=rank, world_size=3, **settings) for rank in range(3)]
+    handed_out = [list(rank) for rank in ranks]
+    assert [batch["index"] % 3 for rank in handed_out for batch in rank] == [
+        number for number, rank in enumerate(handed_out) for _ in rank
+    ]
+    assert_equal(sorted((b for rank in handed_out for b in rank), key=lambda b: b["index"]), expected)
+    assert sum(rank.report.rows for rank in ranks) == alone.report.rows == NUM_CLIPS
+    for reason, number in alone.report.skipped.items():
+        assert sum(rank.report.skipped[reason] for rank in ranks) == number
+
+
+def test_no_batch_is_longer_than_asked_for_padding_included(corpus, processor):
+    for batches in (pretraining(corpus, num_epochs=1), finetuning(corpus, processor)):
+        sizes = [batch["input_values"].numel() / RATE for batch in batches]
+        assert max(sizes) <= 1.0
+        assert max(sizes) > 0.8
+
+
+def test_batches_hold_rows_of_about_one_length(tmp_path):
+    lengths = np.random.default_rng(0).integers(16_000, 64_000, NUM_CLIPS).tolist()
+    corpus = write_corpus(tmp_path / "c", lengths)
+    batches = list(pretraining(corpus, max_seconds=4, batch_seconds=8, shuffle_window=1000, num_epochs=1))
+    assert len(batches) < NUM_CLIPS / 2
+    for batch in batches:
+        in_batch = [lengths[int(name)] for name in batch["ids"]]
+        assert max(in_batch) < 1.5 * min(in_batch)
+
+
+def test_crops_lie_inside_their_rows_at_every_place_and_are_as_long_as_the_shortest_row(tmp_path):
+    lengths = [5000, 4000, 2000, 3500]
+    batches = pretraining(write_corpus(tmp_path / "c", lengths), max_seconds=3000 / RATE, shuffle_window=2)
+    places = []
+    for batch in take(batches, 200):
+        assert batch.keys() == {"input_values", "ids", "index", "epoch"}
+        expected = min(3000, *(lengths[int(name)] for name in batch["ids"]))
+        assert batch["input_values"].shape == (len(batch["ids"]), expected)
+        for name, crop in zip(batch["ids"], batch["input_values"].double(), strict=True):
+            begin = round((crop[0].item() - int(name) / 100) * 10**6)
+            np.testing.assert_allclose(crop, int(name) / 100 + (begin + np.arange(expected)) / 10**6, atol=1e-7)
+            assert 0 <= begin <= lengths[int(name)] - expected
+            if name == "000":
+                places.append(begin / (lengths[0] - expected))
+    assert min(places) < 0.1
+    assert max(places) > 0.9
+
+
+def test_rows_are_normalised_as_a_whole_before_they_are_cropped(tmp_path):
+    whole = np.arange(8000, dtype=np.float32) / 10**6
+    whole = (whole - whole.mean()) / np.sqrt(whole.var() + 1e-7)
+    (batch,) = take(pretraining(write_corpus(tmp_path / "c", [8000]), do_normalize=True), 1)
+    crop = batch["input_values"][0].numpy()
+    begin = np.abs(whole - crop[0]).argmin()
+    np.testing.assert_allclose(crop, whole[begin : begin + len(crop)], atol=1e-4)
+
+
+def test_lengths_come_from_the_headers_where_the_metadata_lack_them(tmp_path):
+    lengths = [1000, 3000, 9000]
+    batches = [
+        list(pretraining(write_corpus(tmp_path / name, lengths, with_durations=known), num_epochs=1, min_seconds=0.1))
+        for name, known in (("known", True), ("unknown", False))
+    ]
+    assert_equal(*batches)
+    assert sorted(all_ids(batches[0])) == ["001", "002"]
+
+
+def test_rows_too_short_and_too_long_are_left_out_and_counted_even_if_the_metadata_lie(tmp_path, processor):
+    corpus = write_corpus(tmp_path / "c", [1000, 3000, 9000, 1000, 9000])
+    records = [json.loads(line) for line in (corpus / "metadata.jsonl").read_text().splitlines()]
+    records[3]["duration"] = records[4]["duration"] = 3000 / RATE
+    (corpus / "metadata.jsonl").write_text("\n".join(map(json.dumps, records)))
+    batches = finetuning(corpus, processor, min_seconds=0.1, max_seconds=0.5)
+    assert all_ids(batches) == ["001"]
+    assert batches.report.rows == 5
+    assert batches.report.skipped["too_short"] == batches.report.skipped["too_long"] == 2
+    assert sorted(batches.report.examples["too_long"])[0].startswith("002: 0.56 s")
+
+
+@pytest.mark.parametrize("with_durations", [True, False])
+def test_bad_rows_are_counted_named_and_left_out(tmp_path, caplog, with_durations):
+    corpus = write_corpus(tmp_path / "c", [3000] * 9, with_durations=with_durations)
+    (corpus / "000.wav").unlink()
+    (corpus / "001.wav").write_bytes(b"RIFF, but not really")
+    soundfile.write(corpus / "002.wav", np.full(3000, np.nan), RATE, subtype="FLOAT")
+    soundfile.write(corpus / "003.wav", np.zeros(0), RATE)
+    batches = pretraining(corpus, num_epochs=1, num_workers=2)
+    with caplog.at_level(logging.WARNING):
+        assert sorted(all_ids(batches)) == [f"00{number}" for number in range(4, 9)]
+    assert batches.report.rows == 9
+    assert batches.report.skipped["bad"] == len(batches.report.examples["bad"]) == 4
+    for name in ("000", "001", "002", "003"):
+        assert f"left out (bad): {name}: " in caplog.text
+
+
+def test_a_batch_with_nothing_left_is_passed_over_and_the_next_one_handed_out(tmp_path):
+    corpus = write_corpus(tmp_path / "c", [3000] * 6)
+    (corpus / "002.wav").unlink()
+    batches = pretraining(corpus, shuffle_window=0, batch_seconds=0.2, num_epochs=1)
+    assert [batch["ids"] for batch in batches] == [["000"], ["001"], ["003"], ["004"], ["005"]]
+    assert [batch["index"] for batch in batches] == [0, 1, 3, 4, 5]
+
+
+@pytest.mark.parametrize("with_durations", [True, False])
+def test_too_many_bad_rows_stop_the_iteration_with_their_share_and_names(tmp_path, with_durations):
+    corpus = write_corpus(tmp_path / "c", [800] * (NUM_ROWS_TO_JUDGE + 20), with_durations=with_durations)
+    for number in (1, 5, 9):
+        (corpus / f"{number:03d}.wav").unlink()
+    assert len(all_ids(pretraining(corpus, num_epochs=1, max_bad_fraction=0.03))) == NUM_ROWS_TO_JUDGE + 17
+    with pytest.raises(ValueError, match=r"3 of 1\d\d rows \(\d\.\d%\).*0\.5%.* 00[159]: .*missing|no such file"):
+        list(pretraining(corpus, shuffle_window=0, num_epochs=1, max_bad_fraction=0.005))
+
+
+@pytest.mark.parametrize("num_clips", [3, 120])
+def test_a_corpus_of_nothing_but_unusable_rows_is_an_error_and_no_endless_loop(tmp_path, processor, num_clips):
+    corpus = write_corpus(tmp_path / "c", [800] * num_clips, texts=["abc"] * num_clips)
+    with pytest.raises(ValueError, match=r"None of .* too_short.*000: 0\.05 s, min_seconds"):
+        next(iter(pretraining(corpus, min_seconds=0.1)))
+    with pytest.raises(ValueError, match=r"None of .* bad_text.*not in the vocabulary: 'a' 'b' 'c'"):
+        next(iter(finetuning(corpus, processor, num_epochs=None)))
+    with pytest.raises(ValueError, match=r"None of .* bad_text"):
+        list(finetuning(corpus, processor))
+    for path in corpus.glob("*.wav"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"no usable audio|None of .* bad"):
+        next(iter(pretraining(corpus)))
+
+
+def test_settings_that_contradict_each_other_are_refused(corpus, processor):
+    for settings in (
+        {"min_seconds": 0.3, "max_seconds": 0.2},
+        {"max_seconds": 2.0},
+        {"rank": 2, "world_size": 2},
+        {"shuffle_window": -1},
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            pretraining(corpus, **settings)
+    with pytest.raises(ValueError, match="text_case"):
+        finetuning(corpus, processor, text_case="title")
+    with pytest.raises(ValueError, match="on_bad_text"):
+        finetuning(corpus, processor, on_bad_text="ignore")
+
+
+def test_finetuning_batches_are_whole_utterances_padded_with_masks_and_labels(tmp_path, processor):
+    corpus = write_corpus(tmp_path / "c", [2000, 3000], texts=["A  B\n", "ABC"])
+    (batch,) = finetuning(corpus, processor, shuffle_window=0)
+    assert batch["attention_mask"].sum(1).tolist() == [2000, 3000]
+    assert batch["input_values"].shape == batch["attention_mask"].shape == (2, 3000)
+    assert not batch["input_values"][0, 2000:].any()
+    assert batch["input_values"][0, :2000].mean().item() == pytest.approx(0, abs=1e-3)
+    assert batch["input_values"][0, :2000].std().item() == pytest.approx(1, abs=0.2)
+    assert batch["labels"].tolist() == [[5, 4, 6], [5, 6, 7]]
+    assert batch["texts"] == ["A B", "ABC"]
+    assert batch["ids"] == ["000", "001"]
+
+
+def test_shorter_labels_are_padded_with_minus_100(tmp_path, processor):
+    corpus = write_corpus(tmp_path / "c", [2000, 3000, 3000], texts=["A", "ABC", ""])
+    (batch,) = finetuning(corpus, processor, shuffle_window=0)
+    assert batch["labels"].tolist() == [[5, -100, -100], [5, 6, 7], [-100, -100, -100]]
+
+
+def test_a_text_outside_the_vocabulary_or_missing_is_left_out_and_named_or_an_error(tmp_path, processor):
+    corpus = write_corpus(tmp_path / "c", [2000] * 3, texts=["ABBÉ?", "abc", None])
+    batches = finetuning(corpus, processor, text_case="upper", shuffle_window=0)
+    assert [batch["texts"] for batch in batches] == [["ABC"]]
+    assert batches.report.examples["bad_text"] == ["000: not in the vocabulary: '?' 'É'.", "002: no text."]
+    for num_workers in (0, 1):
+        with pytest.raises(ValueError, match=r"not in the vocabulary: '\?' 'É'|002: no text"):
+            list(finetuning(corpus, processor, text_case="upper", on_bad_text="error", num_workers=num_workers))
+
+
+def test_labels_that_do_not_fit_the_frames_are_left_out_blanks_between_doubles_included(tmp_path, processor):
+    assert [num_frames_needed(labels) for labels in ([], [5], [5, 6, 5], [5, 5, 5])] == [0, 1, 3, 5]
+    corpus = write_corpus(tmp_path / "c", [1600] * 3, texts=["ABCAB", "AABC", "AABB"])
+    batches = finetuning(corpus, processor, shuffle_window=0, num_frames=lambda num_samples: num_samples // 320)
+    assert all_ids(batches) == ["000", "001"]
+    assert batches.report.examples["too_many_labels"] == ["002: 4 labels need 6 frames, the audio gives 5."]
+
+
+def test_a_label_budget_keeps_the_first_rows_of_the_documented_shuffle(corpus):
+    records = [json.loads(line) for line in (corpus / "metadata.jsonl").read_text().splitlines()]
+    for budget_seconds, seed in ((1.0, 0), (3.0, 0), (3.0, 1)):
+        shuffled = list(records)
+        Random(seed).shuffle(shuffled)
+        kept = []
+        while sum(record["duration"] for record in kept) < budget_seconds:
+            kept.append(shuffled[len(kept)])
+        batches = pretraining(corpus, num_epochs=2, budget_seconds=budget_seconds, budget_seed=seed)
+        assert sorted(all_ids(batches)) == sorted([record["file_name"][:3] for record in kept] * 2)
+    with pytest.raises(ValueError, match="budget_seconds: 1000"):
+        next(iter(pretraining(corpus, budget_seconds=1000)))
+
+
+def test_several_sources_are_read_one_after_another(tmp_path):
+    folders = [write_corpus(tmp_path / name, [2000, 3000]) for name in "ab"]
+    batches = pretraining([str(folder) for folder in folders], shuffle_window=0, num_epochs=1)
+    assert all_ids(batches) == ["000", "001", "000", "001"]
+
+
+def test_real_opus_speech_becomes_batches_of_the_ten_minutes_asked_for(processor):
+    folder = Path(__file__).parents[2] / "shared" / "data" / "librispeech-clean-5"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    source = {"path": str(folder), "split": "dev"}
+    batches = pretraining(source, num_epochs=1, batch_seconds=80, max_seconds=15.0, budget_seconds=120)
+    seconds = [batch["input_values"].numel() / RATE for batch in batches]
+    assert 60 < sum(seconds) < 140
+    assert max(seconds) <= 80
+    assert batches.report.rows == batches.report.used

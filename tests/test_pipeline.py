@@ -1,0 +1,268 @@
+"""The speech recognition pipeline: every kind of audio gives the same text, and what is no audio is refused."""
+
+import io
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import (
+    Wav2Vec2Config,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForCTC,
+    Wav2Vec2Processor,
+    pipeline,
+)
+
+from hf_wav2vec_family.audio.reading import resample
+from hf_wav2vec_family.decoding.pipeline import SpeechRecognitionPipeline, transcriber
+
+SAMPLING_RATE = 16_000
+RECEPTIVE_FIELD = 30  # samples: 20 of the first convolution, 10 further of the second
+HOP = 20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny random recogniser as `save_pretrained` leaves it."""
+    folder = tmp_path_factory.mktemp("recogniser")
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "|", *"ABCDEFGHIJKLMN"])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    tokenizer = Wav2Vec2CTCTokenizer(str(folder / "vocab.json"), bos_token=None, eos_token=None, unk_token="<pad>")
+    feature_extractor = Wav2Vec2FeatureExtractor(return_attention_mask=True)
+    torch.manual_seed(0)
+    config = Wav2Vec2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=(16, 16),
+        conv_kernel=(20, 2),
+        conv_stride=(10, 2),
+        num_feat_extract_layers=2,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+        feat_extract_norm="layer",
+        do_stable_layer_norm=True,
+        pad_token_id=0,
+    )
+    model = Wav2Vec2ForCTC(config)
+    # Large weights at the end, or every frame of a random model is the same letter.
+    model.lm_head.weight.data.normal_()
+    model.save_pretrained(folder)
+    Wav2Vec2Processor(feature_extractor, tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recognise(folder):
+    return transcriber(folder)
+
+
+@pytest.fixture
+def waveform():
+    """Half a second of a tone that changes, at 16 kHz, in steps that 16 bits can hold."""
+    time = np.arange(SAMPLING_RATE // 2) / SAMPLING_RATE
+    tone = np.sin(2 * np.pi * (300 + 2000 * time) * time) * np.linspace(0.2, 0.8, len(time))
+    return (np.round(tone * 32767) / 32768).astype(np.float32)
+
+
+def as_flac(waveform, sampling_rate=SAMPLING_RATE):
+    file = io.BytesIO()
+    soundfile.write(file, waveform, sampling_rate, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
+
+
+def test_the_pipeline_comes_through_transformers_own_door(folder):
+    recognise = pipeline("automatic-speech-recognition", model=str(folder), pipeline_class=SpeechRecognitionPipeline)
+    assert isinstance(recognise, SpeechRecognitionPipeline)
+
+
+def test_a_model_with_its_processor_transcribes_like_its_folder(folder, recognise, waveform):
+    model = Wav2Vec2ForCTC.from_pretrained(folder)
+    from_parts = transcriber(model, processor=Wav2Vec2Processor.from_pretrained(folder))
+    assert from_parts(waveform) == recognise(waveform)
+
+
+def test_a_model_without_a_processor_is_refused(recognise):
+    with pytest.raises(ValueError, match="processor=None came with a Wav2Vec2ForCTC"):
+        transcriber(recognise.model)
+
+
+def test_the_text_is_the_models_and_not_trivial(recognise, waveform):
+    values = recognise.feature_extractor(waveform, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_values
+    with torch.no_grad():
+        tokens = recognise.model(values).logits.argmax(-1)[0]
+    text = recognise(waveform)["text"]
+    assert text == recognise.tokenizer.decode(tokens)
+    assert len(set(text)) > 2
+
+
+def test_path_bytes_array_tensor_and_dict_give_one_text(recognise, waveform, tmp_path):
+    path = tmp_path / "clip.flac"
+    path.write_bytes(as_flac(waveform))
+    decoder = SimpleNamespace(
+        get_all_samples=lambda: SimpleNamespace(data=torch.from_numpy(waveform)[None], sample_rate=SAMPLING_RATE)
+    )
+    inputs = [
+        path,
+        str(path),
+        path.read_bytes(),
+        waveform,
+        waveform.astype(np.float64),
+        torch.from_numpy(waveform),
+        (waveform * 32768).astype(np.int16),
+        {"raw": waveform, "sampling_rate": SAMPLING_RATE},
+        {"array": waveform, "sampling_rate": SAMPLING_RATE, "path": None},
+        {"bytes": path.read_bytes(), "path": "gone.flac"},
+        {"bytes": None, "path": str(path)},
+        decoder,
+    ]
+    expected = recognise(waveform)["text"]
+    assert [result["text"] for result in recognise(inputs)] == [expected] * len(inputs)
+
+
+def test_integers_have_the_full_scale_of_their_type(recognise, waveform):
+    given = recognise._read((waveform * 32768).astype(np.int16))["raw"]
+    np.testing.assert_array_equal(given, waveform)
+
+
+@pytest.mark.parametrize("way", ["file", "samples first", "channels first", "tensor"])
+def test_stereo_of_another_rate_is_averaged_and_resampled(recognise, waveform, tmp_path, way):
+    left = waveform[::2]  # half the samples at half the rate: another sound, but as good a test
+    stereo = np.stack([left, np.zeros_like(left)], axis=1)
+    if way == "file":
+        inputs = tmp_path / "stereo.wav"
+        soundfile.write(inputs, stereo, 8_000, subtype="FLOAT")
+    else:
+        raw = {"samples first": stereo, "channels first": stereo.T, "tensor": torch.from_numpy(stereo)}[way]
+        inputs = {"raw": raw, "sampling_rate": 8_000}
+    given = recognise._read(inputs)
+    np.testing.assert_allclose(
+        given["raw"], resample(left / 2, orig_sampling_rate=8_000, sampling_rate=SAMPLING_RATE), atol=1e-6
+    )
+    assert recognise(inputs) == recognise(given["raw"])
+
+
+def test_the_callers_dict_is_left_alone_and_its_other_keys_come_back(recognise, waveform):
+    inputs = {"raw": waveform, "sampling_rate": SAMPLING_RATE, "speaker": "anna"}
+    assert recognise(inputs)["speaker"] == ["anna"]
+    assert set(inputs) == {"raw", "sampling_rate", "speaker"}
+
+
+def test_a_stride_is_counted_in_the_samples_that_came(recognise, waveform):
+    low = {"raw": waveform[::2], "sampling_rate": 8_000}
+    resampled = resample(waveform[::2], orig_sampling_rate=8_000, sampling_rate=SAMPLING_RATE)
+    without_ends = recognise({**low, "stride": (1_000, 500)})
+    assert without_ends == recognise({"raw": resampled, "sampling_rate": SAMPLING_RATE, "stride": (2_000, 1_000)})
+    assert 0 < len(without_ends["text"]) < len(recognise(low)["text"])
+
+
+@pytest.mark.parametrize("unit", ["char", "word"])
+def test_timestamps_are_seconds_within_the_clip_of_any_rate(recognise, waveform, unit):
+    result = recognise({"raw": waveform[::2], "sampling_rate": 8_000}, return_timestamps=unit)
+    duration = len(waveform) / SAMPLING_RATE
+    times = [time for chunk in result["chunks"] for time in chunk["timestamp"]]
+    assert times == sorted(times)
+    assert times[0] >= 0
+    assert 0.8 * duration < times[-1] <= duration
+    assert "".join(chunk["text"] for chunk in result["chunks"]).replace(" ", "") == result["text"].replace(" ", "")
+
+
+def test_chunks_in_batches_give_the_text_of_chunks_one_by_one(recognise, waveform, tmp_path):
+    path = tmp_path / "long.flac"
+    path.write_bytes(as_flac(np.tile(waveform, 4)))
+    options = {"chunk_length_s": 0.5, "stride_length_s": 0.1}
+    one_by_one = recognise([path, waveform], **options)
+    assert recognise([path, waveform], batch_size=3, **options) == one_by_one
+    assert len(one_by_one[0]["text"]) > 2 * len(one_by_one[1]["text"])
+
+
+@pytest.mark.parametrize("num_samples", [0, 1, RECEPTIVE_FIELD - 1])
+def test_too_few_samples_are_refused_with_both_numbers_named(recognise, num_samples):
+    with pytest.raises(ValueError, match=rf"has {num_samples} samples .* at least {RECEPTIVE_FIELD}"):
+        recognise(np.zeros(num_samples, dtype=np.float32))
+
+
+def test_the_fewest_samples_accepted_are_those_of_one_frame(recognise):
+    assert "text" in recognise(np.ones(RECEPTIVE_FIELD, dtype=np.float32))
+
+
+def test_too_few_samples_are_counted_at_the_rate_they_came_in(recognise):
+    with pytest.raises(ValueError, match=rf"has 10 samples at 8000 Hz, .* at least {RECEPTIVE_FIELD // 2}"):
+        recognise({"raw": np.zeros(10, dtype=np.float32), "sampling_rate": 8_000})
+
+
+def test_a_last_chunk_too_short_for_a_frame_is_refused(recognise):
+    waveform = np.ones(SAMPLING_RATE // 2 + 7, dtype=np.float32)
+    with pytest.raises(ValueError, match=rf"leave 7 samples .* at least {RECEPTIVE_FIELD}"):
+        recognise(waveform, chunk_length_s=0.5, stride_length_s=0)
+
+
+def test_a_short_file_is_refused_by_name(recognise, tmp_path):
+    path = tmp_path / "click.wav"
+    soundfile.write(path, np.zeros(5), SAMPLING_RATE)
+    with pytest.raises(ValueError, match=r"click\.wav has 5 samples"):
+        recognise(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("sampling_rate", [8_000, SAMPLING_RATE])
+def test_samples_that_are_not_finite_are_counted_and_refused(recognise, waveform, value, sampling_rate):
+    waveform[[3, 5]] = value
+    with pytest.raises(ValueError, match=f"2 NaN or infinite samples among its {len(waveform)}"):
+        recognise({"raw": waveform, "sampling_rate": sampling_rate})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (np.zeros((2, 3, 400), dtype=np.float32), r"shape \[2, 3, 400\]"),
+        (np.zeros((400, 400), dtype=np.float32), r"shape \[400, 400\]"),
+        (np.zeros((16, 400), dtype=np.float32), r"shape \[16, 400\]"),
+        (np.zeros((0, 2), dtype=np.float32), r"shape \[0, 2\]"),
+        (np.zeros(400, dtype=np.uint8), "uint8"),
+        (np.zeros(400, dtype=complex), "complex128"),
+        (3.5, "float"),
+        (b"these are not the bytes of a sound file", "not readable"),
+        ("no/such/file.wav", r"no/such/file\.wav"),
+        ({"raw": np.zeros(400)}, "sampling_rate=None"),
+        ({"raw": np.zeros(400), "sampling_rate": -1}, "sampling_rate=-1"),
+        ({"sampling_rate": 16_000}, "needs one of raw, array, bytes and path"),
+        ({"path": "clip.flac", "stride": (1, 1)}, "stride"),
+    ],
+)
+def test_what_is_no_audio_is_refused_with_a_reason(recognise, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        recognise(inputs)
+
+
+def test_a_url_is_handed_to_the_parent_class(recognise, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "transformers.pipelines.automatic_speech_recognition.httpx.get",
+        lambda url, **_: asked.append(url) or SimpleNamespace(content=b"", **{}),
+    )
+    monkeypatch.setattr(
+        "transformers.pipelines.automatic_speech_recognition.ffmpeg_read", lambda *_: np.ones(400, dtype=np.float32)
+    )
+    assert "text" in recognise("https://example.org/clip.flac")
+    assert asked == ["https://example.org/clip.flac"]
+
+
+def test_no_other_audio_library_is_loaded(folder, waveform, tmp_path):
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, waveform, 22_050)
+    program = (
+        "import sys; from hf_wav2vec_family.decoding.pipeline import transcriber;"
+        "[sys.modules.__setitem__(name, None) for name in ('torchaudio', 'torchcodec', 'librosa')];"
+        f"import os; os.environ['PATH'] = ''; print(transcriber({str(folder)!r})({str(path)!r}))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "'text'" in result.stdout, result.stderr

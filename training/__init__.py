@@ -1,0 +1,1 @@
+"""The training stages; run from a checkout."""

@@ -1,0 +1,155 @@
+"""CTC fine-tuning of a pre-trained encoder (or of random weights) on transcribed speech.
+
+python -m training.finetune training/recipes/wav2vec2/base_10h.yaml pretrained=runs/mine/model data.train=/my/corpus
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+
+import hf_wav2vec_family
+
+from .data import evaluation_batches, finetuning_batches
+from .evaluate import score, transcribe, write_report
+from .loop import Stage, StepOutput, make_accelerator, train
+from .pretrain import make_feature_extractor
+from .recipe import Recipe, configuration, parse_command
+from .sources import as_sources, open_source
+
+# ids as in the published English models, most frequent letters first
+LETTERS = "|ETAONIHSRDLUMWCFGYPBVK'XJQZ"
+SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
+
+
+def make_tokenizer(recipe: Recipe, folder: Path) -> transformers.Wav2Vec2CTCTokenizer:
+    """The symbols of the CTC head, as `recipe.vocabulary` asks for them."""
+    if recipe.vocabulary not in ("letters", "transcripts"):
+        return transformers.Wav2Vec2CTCTokenizer.from_pretrained(recipe.vocabulary)
+    letters = LETTERS if recipe.vocabulary == "letters" else letters_of(recipe)
+    vocabulary = {symbol: i for i, symbol in enumerate([*SPECIAL_TOKENS, *letters])}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "vocab.json"
+    path.write_text(json.dumps(vocabulary, ensure_ascii=False, indent=1))
+    return transformers.Wav2Vec2CTCTokenizer(str(path))
+
+
+def letters_of(recipe: Recipe) -> list[str]:
+    """The word boundary and every character of the training transcripts, sorted."""
+    found: set[str] = set()
+    for source in as_sources(recipe.data.train):
+        for row in open_source(source):
+            found |= set(cased(row.text or "", recipe.data.text_case))
+    found -= set(" |")
+    if not found:
+        raise ValueError(f"data.train has no transcripts to take a vocabulary from: {recipe.data.train}.")
+    return ["|", *sorted(found)]
+
+
+def cased(text: str, text_case: str | None) -> str:
+    return {"upper": text.upper, "lower": text.lower, None: lambda: text}[text_case]()
+
+
+def make_model(recipe: Recipe, tokenizer) -> nn.Module:
+    """A CTC model from `recipe.pretrained`, or from random weights if there is none."""
+    config_class = getattr(hf_wav2vec_family, f"{recipe.architecture}Config")
+    model_class = getattr(hf_wav2vec_family, f"{recipe.architecture}ForCTC")
+    of_this_task = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "ctc_loss_reduction": "sum",
+        "ctc_loss_per_utterance": True,
+        "ctc_zero_infinity": True,
+    }
+    if recipe.pretrained is None:
+        return model_class(configuration(config_class, recipe.model, **of_this_task))
+    before = config_class.from_pretrained(recipe.pretrained).to_dict()
+    known = {name: before[name] for name in config_class.__dataclass_fields__ if name in before}
+    config = configuration(config_class, {**known, **recipe.model}, **of_this_task)
+    return model_class.from_pretrained(recipe.pretrained, config=config)
+
+
+def compute(model: nn.Module, batch: dict) -> StepOutput:
+    """CTC loss, a mean over utterances as in the original fine-tuning."""
+    output = model(batch["input_values"], attention_mask=batch["attention_mask"], labels=batch["labels"])
+    return StepOutput(output.loss, torch.tensor(len(batch["labels"]), device=output.loss.device))
+
+
+def thaw_after(num_steps: int):
+    """The paper's schedule for few labels: only the head learns in the first steps, then everything."""
+
+    def before_step(model: nn.Module, step: int):
+        model.base_model.requires_grad_(step >= num_steps)
+
+    return before_step
+
+
+def evaluator(recipe: Recipe, processor, device: torch.device, folder: Path):
+    """model -> WER and CER on the evaluation data; the table of utterances is written beside the run."""
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        batches = evaluation_batches(
+            as_sources(recipe.data.evaluation),
+            processor.feature_extractor,
+            batch_seconds=recipe.data.batch_seconds,
+            text_case=recipe.data.text_case,
+        )
+        utterances = transcribe(model, processor, batches, device)
+        scores = score(utterances)
+        write_report(folder / "evaluation", scores, utterances)
+        return scores
+
+    return evaluate
+
+
+def main(recipe: Recipe) -> dict:
+    """Runs the stage; returns its summary. Model and processor are in `run.output_dir`/model."""
+    accelerator = make_accelerator(recipe)
+    transformers.set_seed(recipe.run.seed)
+    folder = Path(recipe.run.output_dir)
+    tokenizer = make_tokenizer(recipe, folder / "vocabulary")
+    model = make_model(recipe, tokenizer)
+    processor = transformers.Wav2Vec2Processor(make_feature_extractor(recipe, model.config), tokenizer)
+    data = recipe.data
+    batches = finetuning_batches(
+        as_sources(data.train),
+        processor,
+        num_frames=model.num_frames,
+        seed=recipe.run.seed,
+        batch_seconds=data.batch_seconds,
+        min_seconds=data.min_seconds,
+        max_seconds=data.max_seconds,
+        shuffle_window=data.shuffle_window,
+        num_workers=data.num_workers,
+        max_bad_fraction=data.max_bad_fraction,
+        budget_seconds=data.budget_seconds,
+        budget_seed=data.budget_seed,
+        text_case=data.text_case,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+
+    def save(model: nn.Module, folder: Path):
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        # readers of the older layout look for the feature extractor in a file of its own
+        processor.feature_extractor.save_pretrained(folder)
+
+    frozen_steps = recipe.optimization.frozen_encoder_steps
+    stage = Stage(
+        compute=compute,
+        save=save,
+        evaluate=evaluator(recipe, processor, accelerator.device, folder) if data.evaluation else None,
+        best=recipe.run.best_metric or "wer",
+        before_step=thaw_after(frozen_steps) if frozen_steps else None,
+    )
+    return train(recipe, stage, accelerator=accelerator, model=model, batches=batches)
+
+
+if __name__ == "__main__":
+    print(main(parse_command(__doc__)), file=sys.stderr)

@@ -1,0 +1,318 @@
+"""The training loop: the same for every architecture and every stage.
+
+A stage hands over a model, its batches and one function that turns a batch into a loss; everything else that training
+is made of happens here, once: seeds, schedules, accumulation, normalisation over all processes, clipping, logs,
+evaluation, checkpoints, resume.
+"""
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
+from .recipe import Recipe, learning_rates, temperatures
+
+
+@dataclass
+class StepOutput:
+    """What a batch costs: `loss` is a mean over `num_targets`; `metrics` are means over the same targets."""
+
+    loss: Tensor
+    num_targets: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Stage:
+    """What a stage adds to the loop.
+
+    Args:
+        compute: (model, batch) -> StepOutput.
+        evaluate: model -> numbers to log, or None for no evaluation.
+        best: name of the number whose lowest value marks the best model.
+        save: (model, folder) -> None writes what a user loads: model, processor.
+        before_step: (model, step) -> None, called with the bare model.
+    """
+
+    compute: Callable[[nn.Module, dict], StepOutput]
+    save: Callable[[nn.Module, Path], None]
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
+    best: str | None = None
+    before_step: Callable[[nn.Module, int], None] | None = None
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Accelerate as all stages use it: batches come ready made, so it never touches the loader."""
+    # a frozen encoder leaves parameters without a gradient, and DDP has to look for those
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=recipe.optimization.frozen_encoder_steps > 0)
+    return Accelerator(
+        mixed_precision=recipe.optimization.mixed_precision,
+        dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
+        log_with=recipe.run.trackers or None,
+        project_dir=recipe.run.output_dir,
+        kwargs_handlers=[ddp],
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def seed_step(seed: int, step: int, rank: int):
+    """Seeds everything a step draws (masks, distractors, noise, dropout) from the step itself, not from history."""
+    words = np.random.SeedSequence([seed, step, rank]).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    torch.manual_seed(int(words[2]))
+
+
+def train(recipe: Recipe, stage: Stage, *, accelerator: Accelerator, model: nn.Module, batches) -> dict:
+    """Trains `model` for `optimization.num_steps` steps and writes its best state to `run.output_dir`/model.
+
+    Args:
+        batches: an iterable with `state_dict` and `load_state_dict` that never ends.
+
+    Returns: the summary that is also written to summary.json.
+    """
+    folder = Path(recipe.run.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    optimization = recipe.optimization
+    if optimization.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    optimizer = make_optimizer(model, recipe, accelerator.device)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    forward_model = torch.compile(model, dynamic=True) if optimization.compile else model
+
+    log = RunLog(recipe, accelerator)
+    progress = Progress(best=math.inf)
+    checkpoint = newest_checkpoint(folder / "checkpoints") if recipe.run.resume else None
+    if checkpoint is not None:
+        run_state, rank_state = load_checkpoint(checkpoint, accelerator)
+        progress = Progress(**run_state)
+        batches.load_state_dict(rank_state["batches"])
+    log.start(progress.step)
+
+    learning_rate, temperature = learning_rates(optimization), temperatures(optimization)
+    source = iter(batches)
+    model.train()
+    for step in range(progress.step, optimization.num_steps):
+        seed_step(recipe.run.seed, step, accelerator.process_index)
+        bare = accelerator.unwrap_model(model)
+        if temperature is not None:
+            bare.set_gumbel_temperature(temperature(step))
+            log.add_value("gumbel_temperature", temperature(step))
+        if hasattr(bare, "set_layerdrop_seed"):  # the same layers on every rank and in every accumulated batch
+            bare.set_layerdrop_seed(int(np.random.SeedSequence([recipe.run.seed, step]).generate_state(1)[0]))
+        if stage.before_step is not None:
+            stage.before_step(bare, step)
+        set_learning_rate(optimizer, learning_rate(step))
+        log.add_value("learning_rate", learning_rate(step))
+
+        total = accumulate(accelerator, forward_model, source, stage, log, optimization.gradient_accumulation_steps)
+        log.add_value(
+            "gradient_norm", apply_gradients(accelerator, model, optimizer, total, optimization.max_grad_norm)
+        )
+        progress.step = step + 1
+        log.end_step(progress.step)
+
+        last = progress.step == optimization.num_steps
+        if last or _due(progress.step, recipe.run.evaluation_every_steps):
+            evaluate_and_keep_best(stage, model, accelerator, progress, log, folder / "model")
+        if last or _due(progress.step, recipe.run.checkpoint_every_steps):
+            save_checkpoint(
+                folder / "checkpoints",
+                step=progress.step,
+                accelerator=accelerator,
+                rank_state={"batches": batches.state_dict()},
+                keep=recipe.run.keep_checkpoints,
+                run_state={"best": progress.best, "best_step": progress.best_step},
+            )
+    return log.finish(progress, batches)
+
+
+@dataclass
+class Progress:
+    """How far a run is: steps done, the lowest value of the number it is judged by, and when that was."""
+
+    step: int = 0
+    best: float = math.inf
+    best_step: int = 0
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW with decoupled weight decay on every parameter, as the original training has it."""
+    optimization = recipe.optimization
+    return torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=optimization.learning_rate,
+        betas=tuple(optimization.betas),
+        eps=optimization.eps,
+        weight_decay=optimization.weight_decay,
+        fused=device.type in ("cuda", "cpu"),
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float):
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def accumulate(accelerator: Accelerator, model: nn.Module, source, stage: Stage, log: "RunLog", num: int) -> Tensor:
+    """Gradients of the summed loss of `num` batches; returns the number of targets on all processes."""
+    total = torch.zeros((), device=accelerator.device)
+    for i in range(num):
+        batch = log.wait_for(source)
+        batch = {
+            k: v.to(accelerator.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
+        }
+        with accelerator.no_sync(model) if i < num - 1 else _nothing():
+            with accelerator.autocast():
+                output = stage.compute(model, batch)
+            accelerator.backward(output.loss * output.num_targets)
+        total = total + output.num_targets
+        log.add_batch(output, batch)
+    return accelerator.reduce(total, reduction="sum")
+
+
+class _nothing:
+    def __enter__(self):
+        pass
+
+    def __exit__(self, *_):
+        pass
+
+
+def apply_gradients(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, num_targets: Tensor, max_norm: float
+) -> Tensor:
+    """Turns summed gradients into the mean over all targets of all processes, clips and steps; returns their norm."""
+    accelerator.unscale_gradients(optimizer)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    # DDP has divided by the number of processes
+    torch._foreach_mul_(gradients, accelerator.num_processes / num_targets.clamp(min=1))
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_norm if max_norm > 0 else math.inf)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def evaluate_and_keep_best(
+    stage: Stage, model: nn.Module, accelerator: Accelerator, progress: Progress, log: "RunLog", folder: Path
+):
+    """Evaluates and, where the number it is judged by is the lowest so far (or there is none), saves the model."""
+    value = -math.inf
+    if stage.evaluate is not None:
+        model.eval()
+        with torch.no_grad():
+            metrics = stage.evaluate(accelerator.unwrap_model(model))
+        model.train()
+        log.write({f"evaluation/{name}": value for name, value in metrics.items()}, progress.step)
+        value = metrics[stage.best]
+    if value < progress.best or value == -math.inf:
+        progress.best, progress.best_step = value, progress.step
+        if accelerator.is_main_process:
+            stage.save(accelerator.unwrap_model(model), folder)
+    accelerator.wait_for_everyone()
+
+
+class RunLog:
+    """What a person watches: a progress bar, trackers, and `log.jsonl` with one line per logged step."""
+
+    def __init__(self, recipe: Recipe, accelerator: Accelerator):
+        self.recipe, self.accelerator = recipe, accelerator
+        self.path = Path(recipe.run.output_dir) / "log.jsonl"
+        self.began = time.perf_counter()
+        self.bar = None
+        self._forget()
+
+    def _forget(self):
+        self.sums: dict[str, Tensor | float] = {}
+        self.targets: Tensor | float = 0.0
+        self.values: dict[str, Tensor | float] = {}
+        self.seconds_of_audio = 0.0
+        self.waited = 0.0
+        self.since = time.perf_counter()
+
+    def start(self, step: int):
+        if self.recipe.run.trackers:
+            self.accelerator.init_trackers("tensorboard")
+        if self.accelerator.is_main_process and self.path.exists():
+            # a run that resumes at step N has not logged anything beyond N
+            lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= step]
+            self.path.write_text("".join(line + "\n" for line in lines))
+        self.bar = tqdm(
+            total=self.recipe.optimization.num_steps,
+            initial=step,
+            desc=Path(self.recipe.run.output_dir).name,
+            unit="step",
+            disable=not self.accelerator.is_main_process,
+        )
+        self.since = time.perf_counter()
+
+    def wait_for(self, source) -> dict:
+        """The next batch; the time it took counts as waiting for data."""
+        began = time.perf_counter()
+        batch = next(source)
+        self.waited += time.perf_counter() - began
+        return batch
+
+    def add_batch(self, output: StepOutput, batch: dict):
+        weight = output.num_targets
+        for name, value in {"loss": output.loss, **output.metrics}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach().float() * weight
+        self.targets = self.targets + weight
+        self.seconds_of_audio += batch["input_values"].numel() / 16_000
+
+    def add_value(self, name: str, value: Tensor | float):
+        self.values[name] = value
+
+    def end_step(self, step: int):
+        self.bar.update()
+        if not (_due(step, self.recipe.run.log_every_steps) or step == self.recipe.optimization.num_steps):
+            return
+        names = sorted(self.sums)
+        stacked = torch.stack([torch.as_tensor(self.sums[n], device=self.accelerator.device) for n in names])
+        targets = torch.as_tensor(self.targets, device=self.accelerator.device, dtype=torch.float32)
+        reduced = self.accelerator.reduce(torch.cat([stacked, targets[None]]), reduction="sum").tolist()
+        elapsed = time.perf_counter() - self.since
+        metrics = {name: total / max(reduced[-1], 1.0) for name, total in zip(names, reduced, strict=False)}
+        metrics |= {name: float(value) for name, value in self.values.items()}
+        metrics["audio_seconds_per_second"] = self.seconds_of_audio * self.accelerator.num_processes / elapsed
+        metrics["data_wait_share"] = self.waited / elapsed
+        self.bar.set_postfix({name: f"{metrics[name]:.3g}" for name in ("loss", "accuracy") if name in metrics})
+        self.write(metrics, step)
+        self._forget()
+
+    def write(self, metrics: dict[str, float], step: int):
+        self.accelerator.log(metrics, step=step)
+        if self.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def finish(self, progress: Progress, batches) -> dict:
+        self.bar.close()
+        summary = {
+            "steps": progress.step,
+            "best": progress.best if math.isfinite(progress.best) else None,
+            "best_step": progress.best_step,
+            "seconds": round(time.perf_counter() - self.began, 1),
+            "processes": self.accelerator.num_processes,
+            "device": str(self.accelerator.device),
+            "data": getattr(batches, "summary", dict)(),
+        }
+        if self.accelerator.is_main_process:
+            (self.path.parent / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        self.accelerator.end_training()
+        return summary

@@ -1,0 +1,113 @@
+"""Pre-training of any architecture of the package on speech without transcripts.
+
+python -m training.pretrain training/recipes/wav2vec2/base_ls960.yaml data.train=/my/audio run.output_dir=runs/mine
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+from tqdm.auto import tqdm
+
+import hf_wav2vec_family
+
+from .data import pretraining_batches
+from .loop import Stage, StepOutput, make_accelerator, seed_step, train
+from .recipe import Recipe, configuration, parse_command
+from .sources import as_sources
+
+INPUTS = ("input_values", "attention_mask")
+
+
+def make_feature_extractor(recipe: Recipe, config) -> transformers.Wav2Vec2FeatureExtractor:
+    """The feature extractor that goes with a configuration; a recipe that contradicts it is an error."""
+    expected = config.expects_normalized_input
+    if recipe.do_normalize is not None and recipe.do_normalize != expected:
+        raise ValueError(
+            f"do_normalize must be {expected} for this {type(config).__name__}, whose published models were trained"
+            f" so (feat_extract_norm = {config.feat_extract_norm!r}), got {recipe.do_normalize}."
+        )
+    return transformers.Wav2Vec2FeatureExtractor(do_normalize=expected, return_attention_mask=True)
+
+
+def compute(model: nn.Module, batch: dict) -> StepOutput:
+    """The model's own objective; every scalar of its output record is logged under its name."""
+    output = model(**{name: batch[name] for name in INPUTS if batch.get(name) is not None})
+    scalars = {
+        name: value
+        for name, value in output.items()
+        if isinstance(value, torch.Tensor) and value.dim() == 0 and name not in ("loss", "num_targets")
+    }
+    return StepOutput(output.loss, output.num_targets, scalars)
+
+
+def evaluator(recipe: Recipe, feature_extractor, device: torch.device):
+    """model -> its metrics on the evaluation data, with the same masks and distractors every time."""
+    sources = as_sources(recipe.data.evaluation)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        batches = pretraining_batches(
+            sources,
+            feature_extractor,
+            seed=recipe.run.seed,
+            batch_seconds=recipe.data.batch_seconds,
+            min_seconds=recipe.data.min_seconds,
+            max_seconds=recipe.data.max_seconds,
+            num_epochs=1,
+        )
+        sums, total = {}, 0.0
+        for i, batch in enumerate(tqdm(batches, desc="evaluation", leave=False)):
+            seed_step(recipe.run.seed, i, 0)
+            output = compute(model, {n: batch[n].to(device) for n in INPUTS if batch.get(n) is not None})
+            weight = float(output.num_targets)
+            for name, value in {"loss": output.loss, **output.metrics}.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * weight
+            total += weight
+        if total == 0:
+            raise ValueError(f"data.evaluation has no clip between min_seconds and max_seconds: {sources}.")
+        return {name: value / total for name, value in sums.items()}
+
+    return evaluate
+
+
+def main(recipe: Recipe) -> dict:
+    """Runs the stage; returns its summary. The model is in `run.output_dir`/model."""
+    accelerator = make_accelerator(recipe)
+    config = configuration(getattr(hf_wav2vec_family, f"{recipe.architecture}Config"), recipe.model)
+    feature_extractor = make_feature_extractor(recipe, config)
+    transformers.set_seed(recipe.run.seed)
+    model = getattr(hf_wav2vec_family, f"{recipe.architecture}ForPreTraining")(config)
+    data = recipe.data
+    batches = pretraining_batches(
+        as_sources(data.train),
+        feature_extractor,
+        seed=recipe.run.seed,
+        batch_seconds=data.batch_seconds,
+        min_seconds=data.min_seconds,
+        max_seconds=data.max_seconds,
+        shuffle_window=data.shuffle_window,
+        num_workers=data.num_workers,
+        max_bad_fraction=data.max_bad_fraction,
+        budget_seconds=data.budget_seconds,
+        budget_seed=data.budget_seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+
+    def save(model: nn.Module, folder: Path):
+        model.save_pretrained(folder)
+        feature_extractor.save_pretrained(folder)
+
+    stage = Stage(
+        compute=compute,
+        save=save,
+        evaluate=evaluator(recipe, feature_extractor, accelerator.device) if data.evaluation else None,
+        best=recipe.run.best_metric or "contrastive_loss",
+    )
+    return train(recipe, stage, accelerator=accelerator, model=model, batches=batches)
+
+
+if __name__ == "__main__":
+    print(main(parse_command(__doc__)), file=sys.stderr)

@@ -1,0 +1,205 @@
+"""A recipe: one YAML file and dotted overrides, checked against the fields below.
+
+    python -m training.pretrain training/recipes/wav2vec2/base_ls960.yaml data.train=/my/corpus run.output_dir=runs/x
+
+A file says only what differs from the defaults here; a key that is not here is an error.
+"""
+
+import argparse
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from . import schedules
+from .sources import as_sources
+
+
+@dataclass
+class DataRecipe:
+    """Where speech comes from and how it is cut into batches.
+
+    Args:
+        train: a path or Hub id, a mapping `{path, name, split}`, or a list of those.
+        evaluation: the same; its default split is "dev" or what the mapping says.
+        batch_seconds: audio in one batch of one process, rows times the longest row.
+        min_seconds, max_seconds: shorter clips are left out; longer ones are cropped in pre-training, left out in
+            fine-tuning.
+        shuffle_window: rows among which lengths are sorted and batches shuffled.
+        budget_seconds: train on so much of the data only, taken in an order drawn from `budget_seed`.
+        text_case: "upper", "lower" or nothing: what is done to transcripts.
+        max_bad_fraction: a larger share of clips that cannot be read stops the run.
+    """
+
+    train: Any = MISSING
+    evaluation: Any = None
+    batch_seconds: float = 40.0
+    min_seconds: float = 0.1
+    max_seconds: float = 20.0
+    shuffle_window: int = 1000
+    num_workers: int = 1
+    budget_seconds: float | None = None
+    budget_seed: int = 0
+    text_case: str | None = None
+    max_bad_fraction: float = 0.01
+
+
+@dataclass
+class OptimizationRecipe:
+    """AdamW and what it follows. Defaults are those of wav2vec 2.0.
+
+    Args:
+        learning_rate: the peak.
+        schedule: `{kind: ..., options}`, a function of training/schedules.py.
+        gumbel_temperature: `{kind: ..., options}` for models with a Gumbel quantizer, else nothing.
+        max_grad_norm: gradients above this norm are scaled down; 0 leaves them alone.
+        frozen_encoder_steps: fine-tuning only: steps in which nothing but the head learns.
+    """
+
+    learning_rate: float = 5e-4
+    num_steps: int = 400_000
+    schedule: dict[str, Any] = field(default_factory=lambda: {"kind": "polynomial", "warmup_steps": 32_000})
+    gumbel_temperature: dict[str, Any] | None = None
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    max_grad_norm: float = 0.0
+    gradient_accumulation_steps: int = 1
+    mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    frozen_encoder_steps: int = 0
+
+
+@dataclass
+class RunRecipe:
+    """Where a run lives and how often it speaks.
+
+    Args:
+        output_dir: the folder of logs, checkpoints and the finished model.
+        resume: go on from the newest complete checkpoint in `output_dir`, if there is one.
+        evaluation_every_steps, checkpoint_every_steps: 0 means at the end only.
+        best_metric: evaluation number whose lowest value marks the best model; nothing means the stage's own.
+        trackers: Accelerate's names, such as tensorboard or wandb. `log.jsonl` is always written.
+    """
+
+    output_dir: str = MISSING
+    seed: int = 1
+    resume: bool = True
+    log_every_steps: int = 50
+    evaluation_every_steps: int = 5000
+    checkpoint_every_steps: int = 5000
+    keep_checkpoints: int = 2
+    best_metric: str | None = None
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+
+
+@dataclass
+class Recipe:
+    """
+    Args:
+        architecture: prefix of the classes of the package, such as Wav2Vec2.
+        pretrained: fine-tuning only: folder or Hub id of the model to start from; nothing means random weights.
+        vocabulary: fine-tuning only: "letters" for the English letters of the original models, "transcripts" for
+            the characters found in the training transcripts, or the folder of a tokenizer.
+        do_normalize: whether clips are given zero mean and unit variance; nothing means as the model expects.
+        model: fields of the model's configuration that differ from its defaults.
+    """
+
+    architecture: str = "Wav2Vec2"
+    pretrained: str | None = None
+    vocabulary: str = "letters"
+    do_normalize: bool | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    data: DataRecipe = field(default_factory=DataRecipe)
+    optimization: OptimizationRecipe = field(default_factory=OptimizationRecipe)
+    run: RunRecipe = field(default_factory=RunRecipe)
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Reads a recipe file and lays `key.key=value` overrides over it.
+
+    Raises ValueError for a key or a value that no recipe has, naming it.
+    """
+    for override in overrides:
+        if "=" not in override:
+            raise ValueError(f"an override is written key=value, such as data.train=/my/corpus, got {override!r}.")
+    try:
+        layers = [OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))]
+        merged = OmegaConf.structured(Recipe)
+        for layer in layers:
+            for key in (
+                "schedule",
+                "gumbel_temperature",
+            ):  # these are replaced, not merged: another kind, other options
+                if OmegaConf.select(layer, f"optimization.{key}.kind") is not None:
+                    merged.optimization[key] = None if key == "gumbel_temperature" else {}
+            merged = OmegaConf.merge(merged, layer)
+        recipe = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path} with overrides {list(overrides)}: {str(error).splitlines()[0]}") from error
+    check_recipe(recipe)
+    return recipe
+
+
+def check_recipe(recipe: Recipe):
+    """Everything that can be told to be wrong before data and models are loaded."""
+    optimization = recipe.optimization
+    learning_rates(optimization)
+    temperatures(optimization)
+    accepted = ("no", "bf16", "fp16")
+    if optimization.mixed_precision not in accepted:
+        raise ValueError(
+            f"optimization.mixed_precision must be one of {accepted}, got {optimization.mixed_precision!r}."
+        )
+    for name in ("num_steps", "gradient_accumulation_steps"):
+        if getattr(optimization, name) < 1:
+            raise ValueError(f"optimization.{name} must be at least 1, got {getattr(optimization, name)}.")
+    if recipe.data.min_seconds > recipe.data.max_seconds:
+        raise ValueError(
+            "data.min_seconds must not be above data.max_seconds, got"
+            f" {recipe.data.min_seconds} and {recipe.data.max_seconds}."
+        )
+    as_sources(recipe.data.train)
+
+
+def learning_rates(optimization: OptimizationRecipe):
+    """The learning rate as a function of the step."""
+    options = dict(optimization.schedule)
+    kind = options.pop("kind", None)
+    return schedules.learning_rate_schedule(
+        kind, num_steps=optimization.num_steps, peak=optimization.learning_rate, options=options
+    )
+
+
+def temperatures(optimization: OptimizationRecipe):
+    """The quantizer's temperature as a function of the step, or None."""
+    if not optimization.gumbel_temperature:
+        return None
+    options = dict(optimization.gumbel_temperature)
+    kind = options.pop("kind", None)
+    return schedules.temperature_schedule(kind, num_steps=optimization.num_steps, options=options)
+
+
+def configuration(config_class: type, fields: dict[str, Any], **more: Any):
+    """A model configuration from a recipe's `model` section; a field that the class does not have is an error."""
+    known = {f.name for f in dataclasses.fields(config_class)}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise ValueError(f"model: {config_class.__name__} has no field {', '.join(unknown)}.")
+    return config_class(**{**fields, **more})
+
+
+def parse_command(description: str, arguments: list[str] | None = None) -> Recipe:
+    """The recipe that a command line asks for: a file, then overrides."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("recipe", help="a YAML file under training/recipes")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.train=/my/corpus")
+    parsed = parser.parse_args(arguments)
+    try:
+        return load_recipe(parsed.recipe, parsed.overrides)
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
