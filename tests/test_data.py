@@ -323,8 +323,9 @@ def test_a_text_outside_the_vocabulary_or_missing_is_left_out_and_named_or_an_er
     assert [batch["texts"] for batch in batches] == [["ABC"]]
     assert batches.report.examples["bad_text"] == ["000: not in the vocabulary: '?' 'É'.", "002: no text."]
     for num_workers in (0, 1):
-        with pytest.raises(ValueError, match=r"not in the vocabulary: '\?' 'É'|002: no text"):
-            list(finetuning(corpus, processor, text_case="upper", on_bad_text="error", num_workers=num_workers))
+        settings = {"shuffle_window": 0, "on_bad_text": "error", "num_workers": num_workers}
+        with pytest.raises(ValueError, match=r"^000: not in the vocabulary: '\?' 'É'\.$"):
+            list(finetuning(corpus, processor, text_case="upper", **settings))
 
 
 def test_labels_that_do_not_fit_the_frames_are_left_out_blanks_between_doubles_included(tmp_path, processor):

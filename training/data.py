@@ -105,6 +105,7 @@ class BatchSettings:
         rank, world_size: this process takes every `world_size`-th batch.
         num_epochs: None is without end.
         max_bad_fraction: more rows without usable audio than this share stop the iteration.
+        on_bad_text: "skip" leaves out rows without text or with letters outside the vocabulary, "error" stops at one.
         budget_seconds, budget_seed: see `rows_in_budget`; None is all rows.
     """
 
@@ -118,6 +119,7 @@ class BatchSettings:
     world_size: int = 1
     num_epochs: int | None = None
     max_bad_fraction: float = 0.01
+    on_bad_text: str = "skip"
     budget_seconds: float | None = None
     budget_seed: int = 0
 
@@ -131,6 +133,8 @@ class BatchSettings:
             )
         if self.shuffle_window < 0:
             raise ValueError(f"shuffle_window: expected a number of rows or 0, got {self.shuffle_window}.")
+        if self.on_bad_text not in ("skip", "error"):
+            raise ValueError(f"on_bad_text: expected 'skip' or 'error', got {self.on_bad_text!r}.")
 
     @property
     def longest_seconds(self) -> float:
@@ -388,6 +392,8 @@ class SpeechBatches:
         for skip in skips:
             level = logging.INFO if skip.reason in ("too_short", "too_long") else logging.WARNING
             logger.log(level, "left out (%s): %s", skip.reason, skip.message)
+            if skip.reason == "bad_text" and self.settings.on_bad_text == "error":
+                raise ValueError(skip.message)
         self.report.count(num_rows, skips)
         self.report.refuse_too_many_bad(self.settings.max_bad_fraction)
 
@@ -410,7 +416,8 @@ class SpeechBatches:
         self.report = Report(**deepcopy(state["report"]))
 
     def _order_settings(self) -> dict:
-        return {k: v for k, v in asdict(self.settings).items() if k not in ("num_epochs", "max_bad_fraction")}
+        without_effect = ("num_epochs", "max_bad_fraction", "on_bad_text")
+        return {name: value for name, value in asdict(self.settings).items() if name not in without_effect}
 
 
 def _unchanged(loaded: dict) -> dict:
@@ -438,22 +445,14 @@ class PretrainingCollator:
 class FinetuningCollator(PretrainingCollator):
     """Whole utterances, padded, with the labels of their texts; the arguments are those of `finetuning_batches`."""
 
-    def __init__(self, processor, text_case: str | None, on_bad_text: str, num_frames: Callable[[int], int] | None):
+    def __init__(self, processor, text_case: str | None, num_frames: Callable[[int], int] | None):
         if text_case not in ("upper", "lower", None):
             raise ValueError(f"text_case: expected 'upper', 'lower' or None, got {text_case!r}.")
-        if on_bad_text not in ("skip", "error"):
-            raise ValueError(f"on_bad_text: expected 'skip' or 'error', got {on_bad_text!r}.")
         super().__init__(processor.feature_extractor)
-        self.tokenizer = processor.tokenizer
-        self.text_case, self.on_bad_text, self.num_frames = text_case, on_bad_text, num_frames
+        self.tokenizer, self.text_case, self.num_frames = processor.tokenizer, text_case, num_frames
 
     def prepare(self, row: Row, waveform: np.ndarray) -> dict:
-        try:
-            text = self._text(row)
-        except UnusableRow as error:
-            if self.on_bad_text == "error":
-                raise ValueError(str(error)) from error
-            raise
+        text = self._text(row)
         labels = self.tokenizer(text).input_ids
         if self.num_frames is not None:
             num_frames, num_needed = self.num_frames(len(waveform)), num_frames_needed(labels)
@@ -509,7 +508,6 @@ def finetuning_batches(
     processor,
     *,
     text_case: str | None = None,
-    on_bad_text: str = "skip",
     num_frames: Callable[[int], int] | None = None,
     **settings,
 ) -> SpeechBatches:
@@ -520,10 +518,9 @@ def finetuning_batches(
     Args:
         processor: has `feature_extractor` and `tokenizer`, such as Transformers' `Wav2Vec2Processor`.
         text_case: "upper" or "lower" turns the transcripts into it first; white space is always made single blanks.
-        on_bad_text: what to do with a row without text or with letters outside the vocabulary: "skip" or "error".
         num_frames: frames that the model makes of a number of samples. If given, rows with more labels than CTC can
             align to their frames, whose loss is infinite, are left out.
         settings: `num_workers` and the fields of `BatchSettings`; rows longer than `max_seconds` are left out.
     """
-    collator = FinetuningCollator(processor, text_case, on_bad_text, num_frames)
+    collator = FinetuningCollator(processor, text_case, num_frames)
     return SpeechBatches(sources=sources, collator=collator, crop=False, **settings)
