@@ -20,29 +20,23 @@ def sample_negatives(
     """Draws negatives for each place uniformly from the other valid places, never the place itself.
 
     Args:
-        valid: [B, M] bool; the valid places of a row come first, as `masked_frames` lays them out.
+        valid: [B, M] bool, in any order.
         across_batch: from all rows instead of the row itself.
 
     Returns: [B, M, N] int64 indices into the places of the row, or into B * M flattened places if `across_batch`.
     A place that has nothing to be told from gets itself; `contrastive_scores` leaves such negatives out.
     """
-    batch_size, num_places = valid.shape
-    own_rank = torch.arange(num_places, device=valid.device).expand(batch_size, num_places)
-    counts = valid.sum(dim=1)
-    first = torch.zeros_like(counts)
     if across_batch:
-        first = counts.cumsum(dim=0) - counts
-        own_rank = own_rank + first[:, None]
-    num_candidates = counts.sum() if across_batch else counts[:, None, None]
+        places = sample_negatives(valid.flatten()[None], num_negatives, generator=generator)
+        return places.view(*valid.shape, num_negatives)
+    valid_first = valid.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+    own_rank = valid.cumsum(dim=1).unsqueeze(-1) - 1
+    num_candidates = valid.sum(dim=1)[:, None, None]
     uniform = torch.rand((*valid.shape, num_negatives), generator=generator, device=valid.device)
-    last = (num_candidates - 2).clamp(min=0)
-    rank = torch.minimum((uniform * (num_candidates - 1)).long(), last)
-    rank = rank + (rank >= own_rank.unsqueeze(-1))
+    rank = torch.minimum((uniform * (num_candidates - 1)).long(), (num_candidates - 2).clamp(min=0))
+    rank = rank + (rank >= own_rank)
     rank = torch.minimum(rank, (num_candidates - 1).clamp(min=0))
-    if not across_batch:
-        return rank
-    row = (torch.searchsorted(first, rank.flatten(), right=True) - 1).view_as(rank)
-    return row * num_places + rank - first[row]
+    return valid_first.gather(1, rank.flatten(1)).view_as(rank)
 
 
 def contrastive_scores(

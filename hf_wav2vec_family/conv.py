@@ -62,7 +62,23 @@ class MaskedGroupNorm(nn.GroupNorm):
         Statistics are taken in float32 whatever the input. Padded frames come back as 0.
         """
         if lengths is None:
-            return super().forward(hidden_states.float()).to(hidden_states.dtype)
+            return self._norm(hidden_states)
+        if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+            return self._norm_row_by_row(hidden_states, lengths.tolist())
+        return self._norm_with_mask(hidden_states, lengths)
+
+    def _norm(self, hidden_states: Tensor) -> Tensor:
+        weight, bias = _in_float32(self.weight), _in_float32(self.bias)
+        return F.group_norm(hidden_states.float(), self.num_groups, weight, bias, self.eps).to(hidden_states.dtype)
+
+    def _norm_row_by_row(self, hidden_states: Tensor, lengths: list[int]) -> Tensor:
+        """Each row cut to its length. Where lengths are known on the host this touches the fewest bytes."""
+        total = hidden_states.shape[-1]
+        rows = zip(hidden_states.unbind(0), lengths, strict=True)
+        return torch.stack([F.pad(self._norm(row[None, :, :n]), (0, total - n))[0] for row, n in rows])
+
+    def _norm_with_mask(self, hidden_states: Tensor, lengths: Tensor) -> Tensor:
+        """All rows at once, without asking the device for a length."""
         batch_size, channels, total = hidden_states.shape
         valid = valid_frames(lengths, total)[:, None]  # [B, 1, T]
         # where, not a product: what stands in the padding may be NaN
@@ -86,13 +102,17 @@ def _per_channel(group_values: Tensor, channels: int) -> Tensor:
     return group_values.repeat_interleave(channels // group_values.shape[1], dim=1)
 
 
+def _in_float32(parameter: Tensor | None) -> Tensor | None:
+    """A norm's weight or bias for a norm in float32: no kernel takes float32 frames beside half-precision weights."""
+    return None if parameter is None else parameter.float()
+
+
 class ChannelsLayerNorm(nn.LayerNorm):
     """Layer norm over the channels of a [B, C, T] tensor, each frame by itself."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        normed = F.layer_norm(
-            hidden_states.transpose(1, 2).float(), self.normalized_shape, self.weight, self.bias, self.eps
-        )
+        weight, bias = _in_float32(self.weight), _in_float32(self.bias)
+        normed = F.layer_norm(hidden_states.transpose(1, 2).float(), self.normalized_shape, weight, bias, self.eps)
         return normed.transpose(1, 2).to(hidden_states.dtype)
 
 

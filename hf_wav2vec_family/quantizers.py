@@ -128,7 +128,7 @@ class GumbelVectorQuantizer(nn.Module):
         offsets = torch.arange(self.num_groups, device=codes.device) * self.num_codevectors
         chosen = torch.nn.functional.embedding(codes + offsets, books.flatten(0, 1))  # [B, T, G, d]
         if soft_choice is not None:
-            straight_through = soft_choice - soft_choice.detach()
+            straight_through = (soft_choice - soft_choice.detach()).to(books.dtype)
             chosen = chosen + torch.einsum("btgv,gvd->btgd", straight_through, books.detach())
         return chosen.flatten(-2)
 

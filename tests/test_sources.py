@@ -14,7 +14,7 @@ from hf_wav2vec_family.audio.reading import read_audio
 from training import sources
 from training.sources import Row, Source, as_sources, open_source
 
-TEXTS = ["ONE", "TWO TWO", 'SAY "THREE"', "", "FIVE, SIX", "SEVEN"]
+TEXTS = ["ONE", "TWO TWO", '"SAY" THREE', "", "FIVE, SIX", "SEVEN"]
 
 
 def clip(number):
@@ -41,7 +41,7 @@ def write_audio(folder, suffix="wav"):
 
 
 def write_table(path, rows, **options):
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8-sig") as file:  # with the mark that spreadsheets write
         writer = csv.DictWriter(file, list(rows[0]), **options)
         writer.writeheader()
         writer.writerows(rows)
@@ -81,6 +81,7 @@ def write_tar(path, folder, rows):
             add(tar, name, (folder / name).read_bytes())
             add(tar, f"{stem}.txt", (row.pop("text") + "\n").encode())
             add(tar, f"{stem}.json", json.dumps(row).encode())
+        add(tar, "part/._clip5.wav", b"what macOS leaves behind")
 
 
 def build(kind, root):
@@ -225,9 +226,10 @@ def test_sources_in_words_that_mean_nothing_are_refused():
     for value in [{"path": "a", "spilt": "dev"}, {"name": "a"}, [], None, 3]:
         with pytest.raises(ValueError, match="source"):
             as_sources(value)
-    assert as_sources(["a", {"path": "b", "split": "test"}], split="dev") == [
+    assert as_sources(["a", {"path": "b", "split": "test"}, {"path": Path("c"), "split": None}], split="dev") == [
         Source("a", split="dev"),
         Source("b", split="test"),
+        Source("c", split="dev"),
     ]
 
 

@@ -98,7 +98,8 @@ class BatchSettings:
         batch_seconds: a batch holds at most so much audio, padding included: rows x the longest of them.
         seed: of the order and the crops.
         min_seconds: shorter rows are left out.
-        max_seconds: longer rows are cropped or, without `crop`, left out; `batch_seconds` by default.
+        max_seconds: longer rows are cropped or, without `crop`, left out; `batch_seconds` by default. With infinity
+            nothing is too long, and what exceeds `batch_seconds` is a batch by itself.
         crop: cut all rows of a batch, at random places, to the shortest of them and at most `max_seconds`.
         shuffle_window: so many rows are shuffled, sorted by length and batched together; all of a window's metadata,
             and its audio if the source is parquet, tar or on the Hub, is in memory. 0 keeps the order of the source.
@@ -126,7 +127,8 @@ class BatchSettings:
     def __post_init__(self):
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank: expected 0 to world_size - 1 = {self.world_size - 1}, got {self.rank}.")
-        if not 0 <= self.min_seconds <= self.longest_seconds <= self.batch_seconds:
+        bound = self.batch_seconds if math.isfinite(self.longest_seconds) else math.inf
+        if not 0 <= self.min_seconds <= self.longest_seconds <= bound:
             raise ValueError(
                 "expected 0 <= min_seconds <= max_seconds <= batch_seconds, got"
                 f" {self.min_seconds}, {self.max_seconds}, {self.batch_seconds}."
@@ -464,9 +466,7 @@ class FinetuningCollator(PretrainingCollator):
     def _text(self, row: Row) -> str:
         if row.text is None:
             raise UnusableRow("bad_text", f"{row.id}: no text.")
-        text = " ".join(row.text.split())
-        if self.text_case is not None:
-            text = text.upper() if self.text_case == "upper" else text.lower()
+        text = normalized_text(row.text, self.text_case)
         tokens = self.tokenizer.tokenize(text)
         ids = self.tokenizer.convert_tokens_to_ids(tokens)
         unknown = sorted({t for t, i in zip(tokens, ids, strict=True) if i in (None, self.tokenizer.unk_token_id)})
@@ -475,14 +475,44 @@ class FinetuningCollator(PretrainingCollator):
         return text
 
     def collate(self, examples: list[dict]) -> dict:
-        padded = self.feature_extractor.pad(
-            {"input_values": [example["input_values"] for example in examples]},
-            padding=True,
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
+        padded = pad_waveforms(self.feature_extractor, examples)
         labels = pad_sequence([example["labels"] for example in examples], batch_first=True, padding_value=-100)
         return {**padded, "labels": labels, "texts": [example["text"] for example in examples]}
+
+
+class EvaluationCollator(PretrainingCollator):
+    """Whole utterances, padded, with their texts as they are: no label has to be encoded to be compared with."""
+
+    def __init__(self, feature_extractor, text_case: str | None):
+        super().__init__(feature_extractor)
+        self.text_case = text_case
+
+    def prepare(self, row: Row, waveform: np.ndarray) -> dict:
+        if row.text is None:
+            raise UnusableRow("bad_text", f"{row.id}: no text.")
+        return super().prepare(row, waveform) | {"text": normalized_text(row.text, self.text_case)}
+
+    def collate(self, examples: list[dict]) -> dict:
+        padded = pad_waveforms(self.feature_extractor, examples)
+        return {**padded, "texts": [example["text"] for example in examples]}
+
+
+def normalized_text(text: str, text_case: str | None) -> str:
+    """White space to single blanks, and all letters to `text_case`: "upper", "lower" or None for neither."""
+    if text_case not in ("upper", "lower", None):
+        raise ValueError(f"text_case: expected 'upper', 'lower' or None, got {text_case!r}.")
+    text = " ".join(text.split())
+    return {"upper": text.upper, "lower": text.lower, None: lambda: text}[text_case]()
+
+
+def pad_waveforms(feature_extractor, examples: list[dict]) -> dict:
+    """`input_values` [B, S] and `attention_mask` [B, S] of examples of different length."""
+    return feature_extractor.pad(
+        {"input_values": [example["input_values"] for example in examples]},
+        padding=True,
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
 
 
 def num_frames_needed(labels: list[int]) -> int:
@@ -511,7 +541,7 @@ def finetuning_batches(
     num_frames: Callable[[int], int] | None = None,
     **settings,
 ) -> SpeechBatches:
-    """Batches of whole utterances with transcripts; `num_epochs=1, shuffle_window=0` is an evaluation in order.
+    """Batches of whole utterances with transcripts and labels to train on.
 
     A batch has `input_values` [B, S], `attention_mask` [B, S], `labels` [B, L] padded with -100, and `texts`.
 
@@ -524,3 +554,21 @@ def finetuning_batches(
     """
     collator = FinetuningCollator(processor, text_case, num_frames)
     return SpeechBatches(sources=sources, collator=collator, crop=False, **settings)
+
+
+def evaluation_batches(
+    sources, feature_extractor, *, batch_seconds: float, text_case: str | None = None, num_workers: int = 0
+) -> SpeechBatches:
+    """All utterances once, whole and in their order, with `texts` to compare with; nothing is too long or too short.
+
+    A batch has `input_values` [B, S], `attention_mask` [B, S], `texts` and `ids`.
+    """
+    return SpeechBatches(
+        sources=sources,
+        collator=EvaluationCollator(feature_extractor, text_case),
+        num_workers=num_workers,
+        batch_seconds=batch_seconds,
+        max_seconds=math.inf,
+        shuffle_window=0,
+        num_epochs=1,
+    )

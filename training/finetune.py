@@ -1,8 +1,9 @@
 """CTC fine-tuning of a pre-trained encoder (or of random weights) on transcribed speech.
 
-python -m training.finetune training/recipes/wav2vec2/base_10h.yaml pretrained=runs/mine/model data.train=/my/corpus
+python -m training.finetune training/recipes/wav2vec2/finetune_base_10h.yaml data.train=/my/corpus
 """
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 
 import hf_wav2vec_family
 
-from .data import evaluation_batches, finetuning_batches
+from .data import evaluation_batches, finetuning_batches, normalized_text
 from .evaluate import score, transcribe, write_report
 from .loop import Stage, StepOutput, make_accelerator, train
 from .pretrain import make_feature_extractor
@@ -41,16 +42,12 @@ def letters_of(recipe: Recipe) -> list[str]:
     """The word boundary and every character of the training transcripts, sorted."""
     found: set[str] = set()
     for source in as_sources(recipe.data.train):
-        for row in open_source(source):
-            found |= set(cased(row.text or "", recipe.data.text_case))
+        for row in open_source(source).rows():
+            found |= set(normalized_text(row.text or "", recipe.data.text_case))
     found -= set(" |")
     if not found:
         raise ValueError(f"data.train has no transcripts to take a vocabulary from: {recipe.data.train}.")
     return ["|", *sorted(found)]
-
-
-def cased(text: str, text_case: str | None) -> str:
-    return {"upper": text.upper, "lower": text.lower, None: lambda: text}[text_case]()
 
 
 def make_model(recipe: Recipe, tokenizer) -> nn.Module:
@@ -68,8 +65,8 @@ def make_model(recipe: Recipe, tokenizer) -> nn.Module:
     }
     if recipe.pretrained is None:
         return model_class(configuration(config_class, recipe.model, **of_this_task))
-    before = config_class.from_pretrained(recipe.pretrained).to_dict()
-    known = {name: before[name] for name in config_class.__dataclass_fields__ if name in before}
+    before = config_class.from_pretrained(recipe.pretrained)
+    known = {f.name: getattr(before, f.name) for f in dataclasses.fields(config_class)}
     config = configuration(config_class, {**known, **recipe.model}, **of_this_task)
     return model_class.from_pretrained(recipe.pretrained, config=config)
 
@@ -94,7 +91,7 @@ def evaluator(recipe: Recipe, processor, device: torch.device, folder: Path):
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         batches = evaluation_batches(
-            as_sources(recipe.data.evaluation),
+            as_sources(recipe.data.evaluation, split="dev"),
             processor.feature_extractor,
             batch_seconds=recipe.data.batch_seconds,
             text_case=recipe.data.text_case,
@@ -114,6 +111,8 @@ def main(recipe: Recipe) -> dict:
     folder = Path(recipe.run.output_dir)
     tokenizer = make_tokenizer(recipe, folder / "vocabulary")
     model = make_model(recipe, tokenizer)
+    if getattr(model.config, "feature_gradient_scale", None) == 0:
+        model.freeze_feature_encoder()  # DDP waits for a gradient of everything that is not frozen
     processor = transformers.Wav2Vec2Processor(make_feature_extractor(recipe, model.config), tokenizer)
     data = recipe.data
     batches = finetuning_batches(

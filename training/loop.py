@@ -109,8 +109,9 @@ def train(recipe: Recipe, stage: Stage, *, accelerator: Accelerator, model: nn.M
         if temperature is not None:
             bare.set_gumbel_temperature(temperature(step))
             log.add_value("gumbel_temperature", temperature(step))
-        if hasattr(bare, "set_layerdrop_seed"):  # the same layers on every rank and in every accumulated batch
-            bare.set_layerdrop_seed(int(np.random.SeedSequence([recipe.run.seed, step]).generate_state(1)[0]))
+        encoder = getattr(bare, "base_model", bare)
+        if hasattr(encoder, "set_layerdrop_seed"):  # the same layers on every rank and in every accumulated batch
+            encoder.set_layerdrop_seed(int(np.random.SeedSequence([recipe.run.seed, step]).generate_state(1)[0]))
         if stage.before_step is not None:
             stage.before_step(bare, step)
         set_learning_rate(optimizer, learning_rate(step))
@@ -198,10 +199,10 @@ def apply_gradients(
     accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, num_targets: Tensor, max_norm: float
 ) -> Tensor:
     """Turns summed gradients into the mean over all targets of all processes, clips and steps; returns their norm."""
-    accelerator.unscale_gradients(optimizer)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     # DDP has divided by the number of processes
     torch._foreach_mul_(gradients, accelerator.num_processes / num_targets.clamp(min=1))
+    # this also undoes the scaling of fp16, which may happen only once a step
     norm = accelerator.clip_grad_norm_(model.parameters(), max_norm if max_norm > 0 else math.inf)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -219,6 +220,8 @@ def evaluate_and_keep_best(
             metrics = stage.evaluate(accelerator.unwrap_model(model))
         model.train()
         log.write({f"evaluation/{name}": value for name, value in metrics.items()}, progress.step)
+        if stage.best not in metrics:
+            raise ValueError(f"run.best_metric must be one of {', '.join(metrics)}, got {stage.best!r}.")
         value = metrics[stage.best]
     if value < progress.best or value == -math.inf:
         progress.best, progress.best_step = value, progress.step

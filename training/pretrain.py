@@ -45,7 +45,7 @@ def compute(model: nn.Module, batch: dict) -> StepOutput:
 
 def evaluator(recipe: Recipe, feature_extractor, device: torch.device):
     """model -> its metrics on the evaluation data, with the same masks and distractors every time."""
-    sources = as_sources(recipe.data.evaluation)
+    sources = as_sources(recipe.data.evaluation, split="dev")
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         batches = pretraining_batches(

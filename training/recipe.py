@@ -158,12 +158,16 @@ def check_recipe(recipe: Recipe):
     for name in ("num_steps", "gradient_accumulation_steps"):
         if getattr(optimization, name) < 1:
             raise ValueError(f"optimization.{name} must be at least 1, got {getattr(optimization, name)}.")
+    if recipe.run.keep_checkpoints < 1:
+        raise ValueError(f"run.keep_checkpoints must be at least 1, got {recipe.run.keep_checkpoints}.")
     if recipe.data.min_seconds > recipe.data.max_seconds:
         raise ValueError(
             "data.min_seconds must not be above data.max_seconds, got"
             f" {recipe.data.min_seconds} and {recipe.data.max_seconds}."
         )
     as_sources(recipe.data.train)
+    if recipe.data.evaluation is not None:
+        as_sources(recipe.data.evaluation)
 
 
 def learning_rates(optimization: OptimizationRecipe):

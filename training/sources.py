@@ -98,8 +98,8 @@ def as_sources(value, *, split: str = "train") -> list[Source]:
         return [value]
     if isinstance(value, str | Path):
         return [Source(str(value), split=split)]
-    if isinstance(value, Mapping) and "path" in value and set(value) <= {"path", "name", "split"}:
-        return [Source(**{"split": split, **value})]
+    if isinstance(value, Mapping) and value.get("path") and set(value) <= {"path", "name", "split"}:
+        return [Source(str(value["path"]), value.get("name"), value.get("split") or split)]
     if isinstance(value, Sequence) and value:
         return [source for item in value for source in as_sources(item, split=split)]
     raise ValueError(f"source: expected a path, a mapping with path, name and split, or a list, got {value!r}.")

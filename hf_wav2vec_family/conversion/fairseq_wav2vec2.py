@@ -334,7 +334,7 @@ def _filled(model: PreTrainedModel, weights: dict[str, torch.Tensor], *, prefix:
     """
     renamings = [*RENAMINGS, CONV_NORM_RENAMINGS[model.config.feat_extract_norm]]
     own = model.state_dict()
-    sources = {name: _fairseq_name(name, renamings, prefix) for name in own}
+    sources = {name: fairseq_name(name, renamings, prefix) for name in own}
     weights = weights | _weights_fairseq_leaves_out(model, weights, prefix)
     unused = {prefix + "mask_emb"} - set(sources.values())  # a model that never masks has no mask embedding
     if missing := sorted(set(sources.values()) - weights.keys()):
@@ -362,7 +362,7 @@ def _weights_fairseq_leaves_out(
     return {f"{name}.weight": torch.eye(width), f"{name}.bias": torch.zeros(width)}
 
 
-def _fairseq_name(name: str, renamings: list[tuple[str, str]], prefix: str) -> str:
+def fairseq_name(name: str, renamings: list[tuple[str, str]], prefix: str) -> str:
     """What fairseq calls the weight that is `name` here."""
     for pattern, replacement in renamings:
         if re.fullmatch(pattern, name):

@@ -1,0 +1,39 @@
+# TORCH is what pip is asked for. Without a GPU, a CPU build spares gigabytes, for example:
+#   make quickstart TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+# VENV_FLAGS=--system-site-packages takes a torch that is already installed.
+TORCH ?= torch
+PYTHON ?= python3
+VENV_FLAGS ?=
+DATA ?=
+OUTPUT ?= runs/quickstart
+
+.PHONY: quickstart test test-all lint format
+
+# A fresh environment with everything, then speech -> pre-training -> fine-tuning -> transcripts.
+quickstart: .venv-quickstart
+	.venv-quickstart/bin/python -m training.quickstart --output $(OUTPUT) $(if $(DATA),--data $(DATA))
+
+# A fresh environment, then the whole fast suite.
+test: .venv-test
+	.venv-test/bin/ruff check .
+	.venv-test/bin/ruff format --check .
+	.venv-test/bin/python -m pytest -m "not slow"
+
+# The fast suite and what takes longer than a minute.
+test-all: .venv-test
+	.venv-test/bin/python -m pytest
+
+lint:
+	ruff check .
+	ruff format --check .
+
+format:
+	ruff check --fix .
+	ruff format .
+
+.PHONY: .venv-quickstart .venv-test
+.venv-quickstart .venv-test:
+	rm -rf $@
+	$(PYTHON) -m venv $(VENV_FLAGS) $@
+	$@/bin/python -m pip install --quiet $(TORCH)
+	$@/bin/python -m pip install --quiet --editable ".[dev]"

@@ -1,0 +1,497 @@
+"""The stages end to end on seeded noise and tiny models: they learn, stop, go on, and leave what they promise."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import transformers
+from accelerate.state import AcceleratorState
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from hf_wav2vec_family import Wav2Vec2ForCTC
+from training import evaluate, finetune, pretrain
+from training.loop import RunLog, StepOutput, accumulate, apply_gradients, make_accelerator
+from training.recipe import Recipe, load_recipe
+
+RECIPES = sorted((Path(__file__).parents[1] / "training" / "recipes").rglob("*.yaml"))
+RATE = 16_000
+TINY_MODEL = {
+    "conv_dim": [8] * 7,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "num_codevectors_per_group": 4,
+    "codevector_dim": 8,
+    "proj_codevector_dim": 8,
+    "num_negatives": 5,
+}
+NO_DROPOUT = {
+    **dict.fromkeys(["hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"], 0.0),
+    **dict.fromkeys(["final_dropout", "feat_quantizer_dropout", "layerdrop"], 0.0),
+}
+
+
+class Killed(Exception):
+    """Stands for the end of a process in the middle of a step."""
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator():
+    """Each run is a process of its own as far as Accelerate can see."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """Ten clips of noisy tones, the pitch of each telling its letter, and four more to evaluate on."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    for split, num_clips in (("train", 10), ("dev", 4)):
+        (folder / split).mkdir()
+        with (folder / split / "metadata.jsonl").open("w") as metadata:
+            for number in range(num_clips):
+                text = "".join(rng.choice(list("ABC D"), size=4)).strip() or "A"
+                seconds = rng.uniform(0.4, 0.8)
+                time = np.arange(int(seconds * RATE)) / RATE
+                waveform = 0.3 * np.sin(2 * math.pi * 100 * ord(text[0]) * time) + 0.1 * rng.standard_normal(len(time))
+                soundfile.write(folder / split / f"{number}.wav", waveform, RATE)
+                metadata.write(json.dumps({"file_name": f"{number}.wav", "text": text}) + "\n")
+    return folder
+
+
+def shrunk(path: Path, corpus: Path, folder: Path, *overrides: str) -> Recipe:
+    """The recipe at `path` with everything it says, on a tiny model, a second of audio and two steps."""
+    recipe = load_recipe(path, [f"data.train={corpus}", f"run.output_dir={folder}", *overrides])
+    data, optimization = recipe.data, recipe.optimization
+    model = {**recipe.model, **TINY_MODEL}
+    if "mask_feature_length" in model:
+        model["mask_feature_length"] = 4
+    return replace(
+        recipe,
+        model=model,
+        pretrained=None,
+        data=replace(
+            data,
+            evaluation=str(corpus),
+            batch_seconds=2.0,
+            min_seconds=0.1,
+            max_seconds=min(data.max_seconds, 1.0),
+            num_workers=0,
+            budget_seconds=data.budget_seconds and 3.0,
+        ),
+        optimization=replace(
+            optimization,
+            num_steps=2,
+            gradient_accumulation_steps=min(optimization.gradient_accumulation_steps, 2),
+            frozen_encoder_steps=min(optimization.frozen_encoder_steps, 1),
+        ),
+        run=replace(recipe.run, trackers=[], log_every_steps=1),
+    )
+
+
+@pytest.fixture
+def tiny(corpus, tmp_path):
+    """tiny(name, model={...}, optimization={...}, ...) is a recipe that runs in `tmp_path`/name."""
+
+    def make(name: str = "run", **sections) -> Recipe:
+        path = tmp_path / "recipe.yaml"
+        path.write_text("{}")
+        recipe = shrunk(path, corpus, tmp_path / name)
+        given = {"optimization": {"learning_rate": 1e-2, "schedule": {"kind": "constant"}}}
+        for section in ("data", "optimization", "run"):
+            changes = {**given.get(section, {}), **sections.pop(section, {})}
+            recipe = replace(recipe, **{section: replace(getattr(recipe, section), **changes)})
+        return replace(recipe, model={**recipe.model, **sections.pop("model", {})}, **sections)
+
+    return make
+
+
+def run_stage(stage, recipe: Recipe) -> dict:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return stage.main(recipe)
+
+
+def log_of(recipe: Recipe) -> list[dict]:
+    return [json.loads(line) for line in (Path(recipe.run.output_dir) / "log.jsonl").read_text().splitlines()]
+
+
+def values(recipe: Recipe, name: str) -> list[float]:
+    return [line[name] for line in log_of(recipe) if name in line]
+
+
+def checkpoint_weights(recipe: Recipe, step: int) -> dict[str, torch.Tensor]:
+    return load_file(Path(recipe.run.output_dir) / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+
+
+def model_weights(recipe: Recipe) -> dict[str, torch.Tensor]:
+    return load_file(Path(recipe.run.output_dir) / "model" / "model.safetensors")
+
+
+def same(left: dict, right: dict) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def encoder(weights: dict) -> dict:
+    return {name: value for name, value in weights.items() if name.startswith("wav2vec2.")}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_shrunk_trains_two_steps(path, corpus, tmp_path):
+    stage = finetune if "finetune" in path.stem else pretrain
+    recipe = shrunk(path, corpus, tmp_path / "run")
+    summary = run_stage(stage, recipe)
+    assert summary["steps"] == 2
+    assert summary["best_step"] in (1, 2)
+    assert all(map(math.isfinite, values(recipe, "loss") + values(recipe, "gradient_norm")))
+    assert model_weights(recipe)
+
+
+def test_two_steps_of_pretraining_lower_the_loss_on_the_data(tiny, corpus):
+    def loss_after_two_steps(learning_rate):
+        recipe = tiny(
+            f"rate-{learning_rate}",
+            model=NO_DROPOUT,
+            data={"batch_seconds": 8.0, "evaluation": {"path": str(corpus), "split": "train"}},
+            optimization={"learning_rate": learning_rate},
+        )
+        run_stage(pretrain, recipe)
+        return values(recipe, "evaluation/loss")[-1]
+
+    assert loss_after_two_steps(3e-3) < loss_after_two_steps(0.0) - 0.01
+
+
+def test_two_steps_of_finetuning_lower_the_loss_of_a_batch(tiny):
+    recipe = tiny(
+        model={**NO_DROPOUT, "mask_time_prob": 0.0},
+        data={"batch_seconds": 8.0},
+        optimization={"num_steps": 3, "learning_rate": 3e-3},
+    )
+    run_stage(finetune, recipe)
+    first, _, third = values(recipe, "loss")
+    assert third < first - 0.01
+
+
+@pytest.mark.parametrize("stage", [pretrain, finetune], ids=["pretraining", "finetuning"])
+@pytest.mark.parametrize("kill_in_step", [1, 3])
+def test_a_run_killed_and_resumed_ends_in_the_weights_of_one_never_killed(tiny, monkeypatch, stage, kill_in_step):
+    changes = {
+        "model": {"layerdrop": 0.5, "hidden_dropout": 0.2, "feat_proj_dropout": 0.2, "final_dropout": 0.2},
+        "optimization": {"num_steps": 4, "gradient_accumulation_steps": 2, "max_grad_norm": 1.0},
+        "run": {"checkpoint_every_steps": 2, "evaluation_every_steps": 2},
+        "data": {"batch_seconds": 1.0},
+    }
+    if stage is finetune:
+        changes["optimization"]["frozen_encoder_steps"] = 3
+    else:
+        changes["optimization"]["gumbel_temperature"] = {"kind": "linear"}
+    whole, killed = tiny("whole", **changes), tiny("killed", **changes)
+    run_stage(stage, whole)
+
+    compute, calls = stage.compute, []
+
+    def compute_until_killed(model, batch):
+        if model.training:
+            calls.append(batch["index"])
+            if len(calls) == 2 * kill_in_step + 2:  # in the second of the two accumulated batches
+                raise Killed
+        return compute(model, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "compute", compute_until_killed)
+        with pytest.raises(Killed):
+            run_stage(stage, killed)
+    assert len(list((Path(killed.run.output_dir) / "checkpoints").glob("*"))) == (1 if kill_in_step > 2 else 0)
+    summary = run_stage(stage, killed)
+
+    assert same(checkpoint_weights(killed, 4), checkpoint_weights(whole, 4))
+    assert same(model_weights(killed), model_weights(whole))
+    assert values(killed, "loss") == values(whole, "loss")
+    assert values(killed, "gradient_norm") == values(whole, "gradient_norm")
+    assert [line["step"] for line in log_of(killed)] == [line["step"] for line in log_of(whole)]
+    assert summary["data"] == json.loads((Path(whole.run.output_dir) / "summary.json").read_text())["data"]
+
+
+def test_how_often_a_run_is_evaluated_changes_nothing_of_what_it_learns(tiny):
+    often, seldom = tiny("often", run={"evaluation_every_steps": 1}), tiny("seldom")
+    run_stage(pretrain, often)
+    run_stage(pretrain, seldom)
+    assert len(values(often, "evaluation/loss")) == 2
+    assert same(checkpoint_weights(often, 2), checkpoint_weights(seldom, 2))
+
+
+def test_a_run_that_may_not_resume_starts_anew(tiny):
+    first = tiny(optimization={"num_steps": 1}, run={"checkpoint_every_steps": 1})
+    run_stage(pretrain, first)
+    again = replace(first, run=replace(first.run, resume=False))
+    weights = checkpoint_weights(first, 1)
+    assert run_stage(pretrain, again)["steps"] == 1
+    assert same(weights, checkpoint_weights(again, 1))
+
+
+def test_a_finished_run_that_is_started_again_trains_no_more(tiny, monkeypatch):
+    recipe = tiny()
+    run_stage(pretrain, recipe)
+    monkeypatch.setattr(pretrain, "compute", None)
+    assert run_stage(pretrain, recipe)["steps"] == 2
+
+
+class Batches:
+    def __init__(self, *batches):
+        self.batches = iter(batches)
+
+    def __next__(self):
+        return next(self.batches)
+
+
+def test_accumulated_batches_give_the_gradient_of_one_batch_of_all(tiny):
+    recipe = tiny()
+    inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+
+    def mean_square(model, batch):
+        loss = model(batch["input_values"]).square().mean()
+        return StepOutput(loss, torch.tensor(len(batch["input_values"])))
+
+    def weights_after(*batches):
+        accelerator = make_accelerator(recipe)
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 1)
+        model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.5))
+        source = Batches(*({"input_values": batch} for batch in batches))
+        stage = finetune.Stage(compute=mean_square, save=None)
+        log = RunLog(recipe, accelerator)
+        total = accumulate(accelerator, model, source, stage, log, len(batches))
+        assert total == 8
+        apply_gradients(accelerator, model, optimizer, total, 0.0)
+        return model.weight.detach()
+
+    torch.testing.assert_close(weights_after(inputs[:3], inputs[3:]), weights_after(inputs))
+
+
+def test_two_processes_learn_what_one_learns_from_the_batches_of_both(tiny, tmp_path):
+    changes = {
+        "model": {**NO_DROPOUT, "layerdrop": 0.5, "mask_time_prob": 0.0, "feature_gradient_scale": 0.0},
+        "optimization": {"num_steps": 3},
+        "run": {"checkpoint_every_steps": 2},
+    }
+    one, two = tiny("one", **changes), tiny("two", **changes)
+    run_stage(finetune, replace(one, optimization=replace(one.optimization, gradient_accumulation_steps=2)))
+
+    OmegaConf.save(OmegaConf.structured(two), tmp_path / "two.yaml")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    process = subprocess.run(
+        [*command, "-m", "training.finetune", str(tmp_path / "two.yaml")],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert values(two, "loss") == pytest.approx(values(one, "loss"))
+    for name, weight in checkpoint_weights(one, 3).items():
+        torch.testing.assert_close(checkpoint_weights(two, 3)[name], weight)
+    assert json.loads((Path(two.run.output_dir) / "summary.json").read_text())["processes"] == 2
+    left = {path.name for path in (Path(two.run.output_dir) / "checkpoints" / "step-00000003").iterdir()}
+    assert {"rank-0.json", "rank-1.json"} < left
+
+
+def test_gradients_above_the_norm_are_scaled_down_to_it(tiny):
+    recipe = tiny()
+    accelerator = make_accelerator(recipe)
+    model = torch.nn.Linear(2, 1, bias=False)
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=1.0))
+    for max_norm, expected in ((1.0, [0.6, 0.8]), (0.0, [3.0, 4.0]), (9.0, [3.0, 4.0])):
+        model.weight.data.zero_()
+        model.weight.grad = torch.tensor([[6.0, 8.0]])
+        norm = apply_gradients(accelerator, model, optimizer, torch.tensor(2), max_norm)
+        assert norm == 5.0
+        torch.testing.assert_close(-model.weight.detach()[0], torch.tensor(expected))
+
+
+def test_the_encoder_does_not_move_while_frozen_and_does_afterwards(tiny):
+    pretraining = tiny("pretraining", optimization={"num_steps": 1})
+    run_stage(pretrain, pretraining)
+    before = encoder(model_weights(pretraining))
+    recipe = tiny(
+        pretrained=str(Path(pretraining.run.output_dir) / "model"),
+        optimization={"num_steps": 3, "frozen_encoder_steps": 2},
+        run={"checkpoint_every_steps": 1, "keep_checkpoints": 3},
+    )
+    run_stage(finetune, recipe)
+    first, second, third = (checkpoint_weights(recipe, step) for step in (1, 2, 3))
+    assert same(encoder(first), before)
+    assert same(encoder(second), before)
+    assert not torch.equal(first["lm_head.weight"], second["lm_head.weight"])
+    changed = {name for name in before if not torch.equal(before[name], encoder(third)[name])}
+    assert changed == set(before)
+
+
+def test_convolutions_without_gradient_never_move_and_everything_else_does(tiny):
+    recipe = tiny(model={"feature_gradient_scale": 0.0}, run={"checkpoint_every_steps": 1})
+    run_stage(finetune, recipe)
+    first, second = (encoder(checkpoint_weights(recipe, step)) for step in (1, 2))
+    still = {name for name in first if torch.equal(first[name], second[name])}
+    assert still == {name for name in first if name.startswith("wav2vec2.feature_extractor.")}
+
+
+@pytest.mark.parametrize("stage", [pretrain, finetune], ids=["pretraining", "finetuning"])
+def test_all_batches_of_a_step_skip_the_same_layers(tiny, monkeypatch, stage):
+    compute, skipped = stage.compute, []
+
+    def remember(model, batch):
+        if model.training:
+            skipped.append(model.base_model.encoder.layerdrop.choose().tolist())
+        return compute(model, batch)
+
+    monkeypatch.setattr(stage, "compute", remember)
+    model = {"num_hidden_layers": 8, "layerdrop": 0.5}
+    run_stage(stage, tiny(model=model, data={"batch_seconds": 1.0}, optimization={"gradient_accumulation_steps": 2}))
+    assert skipped[0] == skipped[1]
+    assert skipped[2] == skipped[3]
+    assert skipped[0] != skipped[2]
+
+
+def test_the_log_and_the_summary_of_pretraining_hold_what_they_promise(tiny):
+    recipe = tiny(optimization={"gumbel_temperature": {"kind": "linear"}}, run={"trackers": ["tensorboard"]})
+    summary = run_stage(pretrain, recipe)
+    folder = Path(recipe.run.output_dir)
+    first, second, evaluation = log_of(recipe)
+    assert [first["step"], second["step"], evaluation["step"]] == [1, 2, 2]
+    parts = {"contrastive_loss", "diversity_loss", "feature_penalty"}
+    watched = {"accuracy", "codevector_perplexity", "code_perplexity"}
+    of_the_loop = {"learning_rate", "gumbel_temperature", "gradient_norm", "audio_seconds_per_second"}
+    assert set(first) == {"step", "loss", "data_wait_share"} | parts | watched | of_the_loop
+    assert set(evaluation) == {"step", "evaluation/loss", *(f"evaluation/{name}" for name in parts | watched)}
+    assert first["loss"] == pytest.approx(sum(first[name] for name in parts), abs=1e-5)
+    assert [first["gumbel_temperature"], second["gumbel_temperature"]] == pytest.approx([2.0, 2.0 - 1.5 / 1.4])
+
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert summary["steps"] == summary["best_step"] == 2
+    assert summary["best"] == evaluation["evaluation/contrastive_loss"]
+    assert summary["processes"] == 1
+    assert summary["device"] == "cpu"
+    assert summary["data"]["rows"] > 0
+    assert list(folder.rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize(("measured", "best_step"), [([3.0, 1.0, 2.0], 2), ([1.0, 1.0, 1.0], 1)])
+def test_the_model_that_is_left_is_the_one_with_the_lowest_number(tiny, monkeypatch, measured, best_step):
+    numbers = iter(measured)
+    monkeypatch.setattr(pretrain, "evaluator", lambda *_: lambda model: {"contrastive_loss": next(numbers)})
+    every_step = {"checkpoint_every_steps": 1, "evaluation_every_steps": 1, "keep_checkpoints": 3}
+    recipe = tiny(optimization={"num_steps": 3}, run=every_step)
+    summary = run_stage(pretrain, recipe)
+    assert (summary["best"], summary["best_step"]) == (min(measured), best_step)
+    assert same(model_weights(recipe), checkpoint_weights(recipe, best_step))
+
+
+def test_without_evaluation_the_last_model_is_left(tiny):
+    recipe = tiny(data={"evaluation": None}, run={"evaluation_every_steps": 1})
+    summary = run_stage(pretrain, recipe)
+    assert (summary["best"], summary["best_step"]) == (None, 2)
+    assert same(model_weights(recipe), checkpoint_weights(recipe, 2))
+
+
+def test_a_best_metric_that_is_not_measured_is_named_with_those_that_are(tiny):
+    with pytest.raises(ValueError, match=r"run\.best_metric must be one of .*contrastive_loss.*got 'wer'"):
+        run_stage(pretrain, tiny(run={"best_metric": "wer"}))
+
+
+def test_a_source_without_a_split_is_trained_on_in_train_and_evaluated_on_in_dev(tiny, corpus):
+    recipe = tiny(data={"train": str(corpus), "evaluation": str(corpus), "batch_seconds": 8.0})
+    assert run_stage(finetune, recipe)["data"]["rows"] == 2 * 10
+    assert len(utterances_of(Path(recipe.run.output_dir) / "evaluation")) == 4
+
+
+def utterances_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "utterances.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def finetuned(tiny) -> Recipe:
+    """A model of random weights after one step so small that it still babbles."""
+    recipe = tiny(optimization={"num_steps": 1, "learning_rate": 1e-6})
+    run_stage(finetune, recipe)
+    return recipe
+
+
+def test_the_report_of_an_evaluation_has_every_utterance_and_its_scores(finetuned, corpus):
+    folder = Path(finetuned.run.output_dir) / "evaluation"
+    utterances = utterances_of(folder)
+    metadata = (corpus / "dev" / "metadata.jsonl").read_text().splitlines()
+    assert [utterance["reference"] for utterance in utterances] == [json.loads(line)["text"] for line in metadata]
+    assert [utterance["id"] for utterance in utterances] == ["0", "1", "2", "3"]
+    assert all(0.4 <= utterance["seconds"] <= 0.8 for utterance in utterances)
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores == evaluate.score([evaluate.Utterance(**utterance) for utterance in utterances])
+    assert scores["wer"] == values(finetuned, "evaluation/wer")[-1]
+
+
+def test_the_saved_folder_gives_the_same_text_and_scores_in_stock_transformers(finetuned, corpus):
+    folder = Path(finetuned.run.output_dir)
+    # clip by clip, since padding changes the answers of stock Transformers
+    options = ["--split=dev", f"--output={folder / 'again'}", "--device=cpu", "--batch-seconds=0.1"]
+    scores = evaluate.main([str(folder / "model"), str(corpus), *options])
+    heard = utterances_of(folder / "again")
+    assert heard == utterances_of(folder / "evaluation")
+    assert any(utterance["hypothesis"] for utterance in heard)
+    assert scores["wer"] == values(finetuned, "evaluation/wer")[-1]
+    assert scores["num_utterances"] == 4
+    assert scores["audio_seconds"] == pytest.approx(sum(utterance["seconds"] for utterance in heard), abs=0.1)
+
+    stock = transformers.AutoModelForCTC.from_pretrained(folder / "model")
+    ours = Wav2Vec2ForCTC.from_pretrained(folder / "model")
+    assert type(stock) is transformers.Wav2Vec2ForCTC
+    processor = transformers.AutoProcessor.from_pretrained(folder / "model")
+    waveform, _ = soundfile.read(corpus / "dev" / "0.wav", dtype="float32")
+    inputs = processor(waveform, sampling_rate=RATE, return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(stock.eval()(**inputs).logits, ours.eval()(**inputs).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_the_english_letters_have_the_ids_of_the_published_models(finetuned):
+    tokenizer = transformers.AutoProcessor.from_pretrained(Path(finetuned.run.output_dir) / "model").tokenizer
+    assert len(tokenizer) == 32
+    assert tokenizer("A TO Z").input_ids == [7, 4, 6, 8, 4, 31]
+
+
+def test_a_vocabulary_from_transcripts_has_their_letters_and_no_others(tiny, corpus):
+    recipe = tiny(vocabulary="transcripts", data={"text_case": "lower"})
+    run_stage(finetune, recipe)
+    tokenizer = transformers.AutoProcessor.from_pretrained(Path(recipe.run.output_dir) / "model").tokenizer
+    symbols = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    assert symbols == ["<pad>", "<s>", "</s>", "<unk>", "|", "a", "b", "c", "d"]
+    model = Wav2Vec2ForCTC.from_pretrained(Path(recipe.run.output_dir) / "model")
+    assert model.lm_head.out_features == model.config.vocab_size == 9
+
+
+def test_a_vocabulary_of_another_run_can_be_taken_over(tiny, finetuned):
+    folder = Path(finetuned.run.output_dir) / "model"
+    recipe = tiny("next", vocabulary=str(folder))
+    run_stage(finetune, recipe)
+    tokenizers = [
+        transformers.AutoProcessor.from_pretrained(Path(name) / "model").tokenizer
+        for name in (finetuned.run.output_dir, recipe.run.output_dir)
+    ]
+    assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
+
+
+def test_data_without_transcripts_has_no_vocabulary(tiny, tmp_path, corpus):
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "audio" / "0.wav").write_bytes((corpus / "train" / "0.wav").read_bytes())
+    with pytest.raises(ValueError, match=r"data\.train has no transcripts"):
+        run_stage(finetune, tiny(vocabulary="transcripts", data={"train": str(tmp_path / "audio")}))

@@ -1,0 +1,74 @@
+"""Learning curves of finished or running runs, from their log.jsonl.
+
+python -m training.curves runs/mine/pretraining runs/mine/finetuning --output curves.png
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+# drawn where a log has them, one panel each; training and evaluation share a panel
+PANELS = ("loss", "contrastive_loss", "accuracy", "codevector_perplexity", "wer", "cer", "learning_rate")
+EVALUATION = "evaluation/"
+
+
+def read_log(run: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """Each logged number of a run -> the steps it was logged at and its values."""
+    path = run / "log.jsonl"
+    if not path.exists():
+        raise ValueError(f"{run} holds no log.jsonl; give the output_dir of a run.")
+    series: dict[str, tuple[list[int], list[float]]] = {}
+    for line in path.read_text().splitlines():
+        entry = json.loads(line)
+        step = entry.pop("step")
+        for name, value in entry.items():
+            steps, values = series.setdefault(name, ([], []))
+            steps.append(step)
+            values.append(value)
+    return series
+
+
+def draw_curves(runs: dict[str, list[Path]], output: Path):
+    """One row of panels per entry of `runs`; the runs of a row are drawn over each other. Writes a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    logs = {title: {run.name: read_log(run) for run in folders} for title, folders in runs.items()}
+    panels = {
+        title: [p for p in PANELS if any({p, EVALUATION + p} & set(log) for log in by_run.values())]
+        for title, by_run in logs.items()
+    }
+    width = max(len(names) for names in panels.values())
+    figure, axes = pyplot.subplots(len(logs), width, figsize=(3.6 * width, 3.0 * len(logs)), squeeze=False)
+    for row, (title, by_run) in zip(axes, logs.items(), strict=True):
+        for axis in row[len(panels[title]) :]:
+            axis.set_axis_off()
+        for axis, panel in zip(row, panels[title], strict=False):
+            for i, (run, log) in enumerate(by_run.items()):
+                if panel in log:
+                    axis.plot(*log[panel], color=f"C{i}", linewidth=1, label=f"{run}, training")
+                if EVALUATION + panel in log:
+                    axis.plot(*log[EVALUATION + panel], f"C{i}o--", markersize=3, label=f"{run}, evaluation")
+            axis.set_title(f"{title}: {panel}", fontsize=9)
+            axis.set_xlabel("step", fontsize=8)
+            axis.tick_params(labelsize=7)
+            axis.grid(alpha=0.3)
+        row[0].legend(fontsize=7)
+    figure.tight_layout()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=120)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("curves.png"))
+    options = parser.parse_args(arguments)
+    draw_curves({run.name: [run] for run in options.runs}, options.output)
+
+
+if __name__ == "__main__":
+    main()
