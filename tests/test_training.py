@@ -388,6 +388,20 @@ def test_the_log_and_the_summary_of_pretraining_hold_what_they_promise(tiny):
     assert list(folder.rglob("events.out.tfevents.*"))
 
 
+def test_the_quantizer_has_the_temperature_of_the_step(tiny, monkeypatch):
+    compute, seen = pretrain.compute, []
+
+    def remember(model, batch):
+        if model.training:
+            seen.append(float(model.gumbel_temperature))
+        return compute(model, batch)
+
+    monkeypatch.setattr(pretrain, "compute", remember)
+    recipe = tiny(optimization={"gumbel_temperature": {"kind": "linear", "start": 3.0, "share": 1.0}})
+    run_stage(pretrain, recipe)
+    assert seen == values(recipe, "gumbel_temperature") == [3.0, 1.75]
+
+
 @pytest.mark.parametrize(("measured", "best_step"), [([3.0, 1.0, 2.0], 2), ([1.0, 1.0, 1.0], 1)])
 def test_the_model_that_is_left_is_the_one_with_the_lowest_number(tiny, monkeypatch, measured, best_step):
     numbers = iter(measured)

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -308,7 +309,7 @@ def test_the_same_layerdrop_seed_skips_the_same_layers():
             mask_time_indices=torch.zeros(1, model.num_frames(8_000), dtype=torch.bool),
             output_hidden_states=True,
         ).hidden_states
-        return [torch.equal(a, b) for a, b in zip(states, states[1:], strict=False)]
+        return [torch.equal(a, b) for a, b in pairwise(states)]
 
     torch.manual_seed(1)
     first = skipped(5)
