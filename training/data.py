@@ -557,9 +557,15 @@ def finetuning_batches(
 
 
 def evaluation_batches(
-    sources, feature_extractor, *, batch_seconds: float, text_case: str | None = None, num_workers: int = 0
+    sources,
+    feature_extractor,
+    *,
+    batch_seconds: float,
+    min_seconds: float = 0.0,
+    text_case: str | None = None,
+    num_workers: int = 0,
 ) -> SpeechBatches:
-    """All utterances once, whole and in their order, with `texts` to compare with; nothing is too long or too short.
+    """All utterances once, whole and in their order, with `texts` to compare with; nothing is too long.
 
     A batch has `input_values` [B, S], `attention_mask` [B, S], `texts` and `ids`.
     """
@@ -568,6 +574,7 @@ def evaluation_batches(
         collator=EvaluationCollator(feature_extractor, text_case),
         num_workers=num_workers,
         batch_seconds=batch_seconds,
+        min_seconds=min_seconds,
         max_seconds=math.inf,
         shuffle_window=0,
         num_epochs=1,

@@ -15,7 +15,7 @@ from torch import nn
 import hf_wav2vec_family
 
 from .data import evaluation_batches, finetuning_batches, normalized_text
-from .evaluate import score, transcribe, write_report
+from .evaluate import score, shortest_seconds, transcribe, write_report
 from .loop import Stage, StepOutput, make_accelerator, train
 from .pretrain import make_feature_extractor
 from .recipe import Recipe, configuration, parse_command
@@ -95,6 +95,7 @@ def evaluator(recipe: Recipe, processor, device: torch.device, folder: Path):
             processor.feature_extractor,
             batch_seconds=recipe.data.batch_seconds,
             text_case=recipe.data.text_case,
+            min_seconds=shortest_seconds(model, processor.feature_extractor),
         )
         utterances = transcribe(model, processor, batches, device)
         scores = score(utterances)

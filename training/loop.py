@@ -294,9 +294,15 @@ class RunLog:
         metrics |= {name: float(value) for name, value in self.values.items()}
         metrics["audio_seconds_per_second"] = self.seconds_of_audio * self.accelerator.num_processes / elapsed
         metrics["data_wait_share"] = self.waited / elapsed
+        if not math.isfinite(metrics["loss"]):
+            raise FloatingPointError(f"the loss is {metrics['loss']} at step {step}; {self._last_checkpoint()}.")
         self.bar.set_postfix({name: f"{metrics[name]:.3g}" for name in ("loss", "accuracy") if name in metrics})
         self.write(metrics, step)
         self._forget()
+
+    def _last_checkpoint(self) -> str:
+        last = newest_checkpoint(self.path.parent / "checkpoints")
+        return f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
 
     def write(self, metrics: dict[str, float], step: int):
         self.accelerator.log(metrics, step=step)

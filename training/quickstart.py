@@ -100,7 +100,7 @@ def run_stage(stage, recipe: str, options: argparse.Namespace, data: str, name: 
 
 def test(model_folder: Path, source: Source, output: Path) -> dict:
     """WER and CER of the finished model."""
-    model = transformers.AutoModelForCTC.from_pretrained(model_folder)
+    model = evaluate.load_model(model_folder)
     processor = transformers.AutoProcessor.from_pretrained(model_folder)
     batches = evaluation_batches([source], processor.feature_extractor, batch_seconds=60.0, text_case="upper")
     utterances = evaluate.transcribe(model, processor, batches, torch.device("cpu"))

@@ -12,7 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutomaticSpeechRecognitionPipeline, PreTrainedModel, ProcessorMixin, pipeline
+from transformers import (
+    AutoConfig,
+    AutomaticSpeechRecognitionPipeline,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+    pipeline,
+)
 
 from ..audio.reading import read_audio, resample
 
@@ -132,11 +139,26 @@ def transcriber(
             raise ValueError(f"processor=None came with a {type(model_or_folder).__name__}; a model needs one.")
     else:
         model_or_folder = str(model_or_folder)
+        own = own_class(model_or_folder)
+        if own is not None:
+            processor = processor or AutoProcessor.from_pretrained(model_or_folder)
+            model_or_folder = own.from_pretrained(model_or_folder, dtype=kwargs.pop("dtype", None))
     if processor is not None:
         kwargs |= {"tokenizer": processor.tokenizer, "feature_extractor": processor.feature_extractor}
     return pipeline(
         "automatic-speech-recognition", model=model_or_folder, pipeline_class=SpeechRecognitionPipeline, **kwargs
     )
+
+
+def own_class(folder: str | Path) -> type[PreTrainedModel] | None:
+    """The class of this package that a folder or repository names as its architecture, or None.
+
+    Transformers' own class of the same name loads the same weights, but lets the padding of a batch change its answers.
+    """
+    import hf_wav2vec_family
+
+    architectures = AutoConfig.from_pretrained(folder).architectures or [""]
+    return getattr(hf_wav2vec_family, architectures[0], None)
 
 
 def _as_mono(waveform: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
