@@ -10,6 +10,7 @@ import math
 import random
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -178,21 +179,13 @@ def accumulate(accelerator: Accelerator, model: nn.Module, source, stage: Stage,
         batch = {
             k: v.to(accelerator.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
         }
-        with accelerator.no_sync(model) if i < num - 1 else _nothing():
+        with accelerator.no_sync(model) if i < num - 1 else nullcontext():
             with accelerator.autocast():
                 output = stage.compute(model, batch)
             accelerator.backward(output.loss * output.num_targets)
         total = total + output.num_targets
         log.add_batch(output, batch)
     return accelerator.reduce(total, reduction="sum")
-
-
-class _nothing:
-    def __enter__(self):
-        pass
-
-    def __exit__(self, *_):
-        pass
 
 
 def apply_gradients(
