@@ -99,7 +99,7 @@ class CTCHead(_Head):
         )
 
     def loss_of(self, logits: Tensor, input_values: Tensor, attention_mask: Tensor | None, labels: Tensor) -> Tensor:
-        if labels.device.type == "cpu" and labels.max() >= logits.shape[-1]:
+        if labels.numel() and labels.device.type == "cpu" and labels.max() >= logits.shape[-1]:
             raise ValueError(f"labels must be below vocab_size = {logits.shape[-1]}, got {int(labels.max())}.")
         if attention_mask is None:
             lengths = labels.new_full((len(labels),), input_values.shape[-1])
@@ -168,7 +168,10 @@ class AudioFrameClassificationHead(_Head):
         loss = None
         if labels is not None:
             classes = labels.argmax(dim=-1) if labels.dim() == 3 else labels
-            loss = F.cross_entropy(logits.float().flatten(0, 1), classes.flatten(), ignore_index=-100)
+            total = F.cross_entropy(
+                logits.float().flatten(0, 1), classes.flatten(), ignore_index=-100, reduction="sum"
+            )
+            loss = total / (classes != -100).sum().clamp(min=1)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

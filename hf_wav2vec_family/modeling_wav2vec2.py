@@ -623,6 +623,8 @@ class Wav2Vec2ForPreTraining(Wav2Vec2PreTrainedModel):
                 masked frames of the clip if not given. Needs `mask_time_indices`.
             generator: for masks, distractors and quantizer noise, on the device of the input.
         """
+        if sampled_negative_indices is not None and mask_time_indices is None:
+            raise ValueError("sampled_negative_indices came without mask_time_indices; they belong to a given mask.")
         features = self.wav2vec2.extract_features(input_values, attention_mask)
         mask, places = self.choose_targets(features, mask_time_indices, generator)
         outputs = self.wav2vec2.contextualize(
@@ -728,7 +730,7 @@ class Wav2Vec2ForPreTraining(Wav2Vec2PreTrainedModel):
         """Checks indices into the B * T frames as far as that does not make a device wait."""
         if sampled_negative_indices.shape[1] != total:
             raise ValueError(
-                "sampled_negative_indices must be [B, T, N] for the T frames of mask_time_indices (give both), T ="
+                "sampled_negative_indices must be [B, T, N] for the T frames of mask_time_indices, T ="
                 f" {total}, got {tuple(sampled_negative_indices.shape)}."
             )
         if sampled_negative_indices.device.type == "cpu" and self.config.num_cross_sample_negatives == 0:
@@ -756,11 +758,17 @@ class Wav2Vec2ForCTC(CTCHead, Wav2Vec2PreTrainedModel):
     tie_weights = transformers_wav2vec2.Wav2Vec2ForCTC.tie_weights
 
 
+def _refuse_adapter(config: Wav2Vec2Config):
+    if config.add_adapter:
+        raise ValueError("add_adapter must be False for classification, got True: its frames are not the encoder's.")
+
+
 class Wav2Vec2ForSequenceClassification(SequenceClassificationHead, Wav2Vec2PreTrainedModel):
     """wav2vec 2.0 with one class per clip."""
 
     def __init__(self, config: Wav2Vec2Config):
         super().__init__(config)
+        _refuse_adapter(config)
         self.wav2vec2 = Wav2Vec2Model(config)
         if config.use_weighted_layer_sum:
             self.add_layer_weights(config.num_hidden_layers + 1)
@@ -773,6 +781,7 @@ class Wav2Vec2ForAudioFrameClassification(AudioFrameClassificationHead, Wav2Vec2
 
     def __init__(self, config: Wav2Vec2Config):
         super().__init__(config)
+        _refuse_adapter(config)
         self.wav2vec2 = Wav2Vec2Model(config)
         if config.use_weighted_layer_sum:
             self.add_layer_weights(config.num_hidden_layers + 1)

@@ -262,6 +262,8 @@ def test_given_distractors_of_other_clips_need_the_option():
         model(waveforms, None, mask, negatives.flip(0))
     with pytest.raises(ValueError, match="mask_time_indices must be"):
         model(waveforms, None, mask[:, :-1], negatives)
+    with pytest.raises(ValueError, match="without mask_time_indices"):
+        model(waveforms, sampled_negative_indices=negatives)
 
 
 def test_gradient_scale_multiplies_the_gradient_of_the_convolutions_alone():
@@ -451,6 +453,14 @@ def test_the_wrong_sampling_rate_is_refused_by_the_feature_extractor():
 def test_a_configuration_that_cannot_work_is_refused(fields, message):
     with pytest.raises(Exception, match=message):
         config(**fields)
+
+
+@pytest.mark.parametrize(
+    "head", [family.Wav2Vec2ForSequenceClassification, family.Wav2Vec2ForAudioFrameClassification]
+)
+def test_classification_refuses_the_adapter(head):
+    with pytest.raises(ValueError, match="add_adapter"):
+        head(config(add_adapter=True))
 
 
 def test_pretraining_without_masks_is_refused():

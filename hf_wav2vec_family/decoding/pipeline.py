@@ -153,7 +153,7 @@ def transcriber(
 def own_class(folder: str | Path) -> type[PreTrainedModel] | None:
     """The class of this package that a folder or repository names as its architecture, or None.
 
-    Transformers' own class of the same name loads the same weights, but lets the padding of a batch change its answers.
+    Transformers' own class of the same name loads the same weights, but lets padding change its answers.
     """
     import hf_wav2vec_family
 
