@@ -12,7 +12,9 @@ import soundfile
 import torch
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
-from training.data import NUM_ROWS_TO_JUDGE, finetuning_batches, num_frames_needed, pretraining_batches
+from training.collators import num_frames_needed
+from training.data import finetuning_batches, pretraining_batches
+from training.planning import NUM_ROWS_TO_JUDGE
 
 RATE = 16_000
 NUM_CLIPS = 40

@@ -14,7 +14,8 @@ from torch import nn
 
 import hf_wav2vec_family
 
-from .data import evaluation_batches, finetuning_batches, normalized_text
+from .collators import normalized_text
+from .data import evaluation_batches, finetuning_batches
 from .evaluate import score, shortest_seconds, transcribe, write_report
 from .loop import Stage, StepOutput, make_accelerator, train
 from .pretrain import make_feature_extractor

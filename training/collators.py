@@ -1,0 +1,106 @@
+"""What a decoded clip becomes: an example, and examples a batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from .planning import UnusableRow
+from .sources import Row
+
+
+@dataclass
+class PretrainingCollator:
+    """Waveforms of one length: normalised whole by the feature extractor, as fairseq does; the loader crops them."""
+
+    feature_extractor: Callable
+
+    @property
+    def sampling_rate(self) -> int:
+        return self.feature_extractor.sampling_rate
+
+    def prepare(self, row: Row, waveform: np.ndarray) -> dict:
+        features = self.feature_extractor(waveform, sampling_rate=self.sampling_rate, return_attention_mask=True)
+        return {"input_values": np.asarray(features["input_values"][0])}
+
+    def collate(self, examples: list[dict]) -> dict:
+        return {"input_values": torch.stack([torch.from_numpy(example["input_values"]) for example in examples])}
+
+
+class FinetuningCollator(PretrainingCollator):
+    """Whole utterances, padded, with the labels of their texts; the arguments are those of `finetuning_batches`."""
+
+    def __init__(self, processor, text_case: str | None, num_frames: Callable[[int], int] | None):
+        if text_case not in ("upper", "lower", None):
+            raise ValueError(f"text_case: expected 'upper', 'lower' or None, got {text_case!r}.")
+        super().__init__(processor.feature_extractor)
+        self.tokenizer, self.text_case, self.num_frames = processor.tokenizer, text_case, num_frames
+
+    def prepare(self, row: Row, waveform: np.ndarray) -> dict:
+        text = self._text(row)
+        labels = self.tokenizer(text).input_ids
+        if self.num_frames is not None:
+            num_frames, num_needed = self.num_frames(len(waveform)), num_frames_needed(labels)
+            if num_needed > num_frames:
+                message = f"{row.id}: {len(labels)} labels need {num_needed} frames, the audio gives {num_frames}."
+                raise UnusableRow("too_many_labels", message)
+        return super().prepare(row, waveform) | {"labels": torch.tensor(labels, dtype=torch.long), "text": text}
+
+    def _text(self, row: Row) -> str:
+        if row.text is None:
+            raise UnusableRow("bad_text", f"{row.id}: no text.")
+        text = normalized_text(row.text, self.text_case)
+        tokens = self.tokenizer.tokenize(text)
+        ids = self.tokenizer.convert_tokens_to_ids(tokens)
+        unknown = sorted({t for t, i in zip(tokens, ids, strict=True) if i in (None, self.tokenizer.unk_token_id)})
+        if unknown:
+            raise UnusableRow("bad_text", f"{row.id}: not in the vocabulary: {' '.join(map(repr, unknown))}.")
+        return text
+
+    def collate(self, examples: list[dict]) -> dict:
+        padded = pad_waveforms(self.feature_extractor, examples)
+        labels = pad_sequence([example["labels"] for example in examples], batch_first=True, padding_value=-100)
+        return {**padded, "labels": labels, "texts": [example["text"] for example in examples]}
+
+
+class EvaluationCollator(PretrainingCollator):
+    """Whole utterances, padded, with their texts as they are: no label has to be encoded to be compared with."""
+
+    def __init__(self, feature_extractor, text_case: str | None):
+        super().__init__(feature_extractor)
+        self.text_case = text_case
+
+    def prepare(self, row: Row, waveform: np.ndarray) -> dict:
+        if row.text is None:
+            raise UnusableRow("bad_text", f"{row.id}: no text.")
+        return super().prepare(row, waveform) | {"text": normalized_text(row.text, self.text_case)}
+
+    def collate(self, examples: list[dict]) -> dict:
+        padded = pad_waveforms(self.feature_extractor, examples)
+        return {**padded, "texts": [example["text"] for example in examples]}
+
+
+def normalized_text(text: str, text_case: str | None) -> str:
+    """White space to single blanks, and all letters to `text_case`: "upper", "lower" or None for neither."""
+    if text_case not in ("upper", "lower", None):
+        raise ValueError(f"text_case: expected 'upper', 'lower' or None, got {text_case!r}.")
+    text = " ".join(text.split())
+    return {"upper": text.upper, "lower": text.lower, None: lambda: text}[text_case]()
+
+
+def pad_waveforms(feature_extractor, examples: list[dict]) -> dict:
+    """`input_values` [B, S] and `attention_mask` [B, S] of examples of different length."""
+    return feature_extractor.pad(
+        {"input_values": [example["input_values"] for example in examples]},
+        padding=True,
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
+
+
+def num_frames_needed(labels: list[int]) -> int:
+    """The least number of frames on which CTC can align `labels`: one each, and a blank between equal neighbours."""
+    return len(labels) + sum(left == right for left, right in pairwise(labels))
