@@ -5,13 +5,20 @@ TORCH ?= torch
 PYTHON ?= python3
 VENV_FLAGS ?=
 DATA ?=
+# more arguments of training.quickstart, such as ARGS="--name clean --dev-split validation"
+ARGS ?=
 OUTPUT ?= runs/quickstart
 
 .PHONY: quickstart test test-all lint format
 
+# keeps the C library from returning memory after every step and asking for it again
+quickstart: export MALLOC_MMAP_MAX_ = 0
+quickstart: export MALLOC_TRIM_THRESHOLD_ = 8589934592
+quickstart: export MALLOC_TOP_PAD_ = 67108864
+
 # A fresh environment with everything, then speech -> pre-training -> fine-tuning -> transcripts.
 quickstart: .venv-quickstart
-	.venv-quickstart/bin/python -m training.quickstart --output $(OUTPUT) $(if $(DATA),--data $(DATA))
+	.venv-quickstart/bin/python -m training.quickstart --output $(OUTPUT) $(if $(DATA),--data $(DATA)) $(ARGS)
 
 # A fresh environment, then the whole fast suite.
 test: .venv-test

@@ -87,6 +87,8 @@ class Wav2Vec2Config(TransformersWav2Vec2Config):
             )
         if self.quantizer_depth < 1:
             raise ValueError(f"quantizer_depth must be at least 1, got {self.quantizer_depth}.")
+        if self.num_negatives < 1:
+            raise ValueError(f"num_negatives must be at least 1, got {self.num_negatives}.")
         if self.gumbel_temperature <= 0:
             raise ValueError(f"gumbel_temperature must be above 0, got {self.gumbel_temperature}.")
         if self.ctc_loss_per_utterance and self.ctc_loss_reduction != "sum":

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .masking import uniform
+
 
 class ContrastiveLoss(NamedTuple):
     """`loss`: mean over the targets; `accuracy`: share of them whose positive scores above every negative."""
@@ -32,8 +34,8 @@ def sample_negatives(
     valid_first = valid.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
     own_rank = valid.cumsum(dim=1).unsqueeze(-1) - 1
     num_candidates = valid.sum(dim=1)[:, None, None]
-    uniform = torch.rand((*valid.shape, num_negatives), generator=generator, device=valid.device)
-    rank = torch.minimum((uniform * (num_candidates - 1)).long(), (num_candidates - 2).clamp(min=0))
+    draws = uniform((*valid.shape, num_negatives), valid.device, generator)
+    rank = torch.minimum((draws * (num_candidates - 1)).long(), (num_candidates - 2).clamp(min=0))
     rank = rank + (rank >= own_rank)
     rank = torch.minimum(rank, (num_candidates - 1).clamp(min=0))
     return valid_first.gather(1, rank.flatten(1)).view_as(rank)

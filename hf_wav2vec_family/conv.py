@@ -36,6 +36,11 @@ def receptive_field(kernel_sizes: Sequence[int], strides: Sequence[int]) -> int:
     return samples
 
 
+def num_valid(attention_mask: Tensor) -> Tensor:
+    """[B, S] mask of any dtype -> [B] int64, how many places are not padding. Half precision could not count them."""
+    return (attention_mask != 0).sum(dim=-1)
+
+
 def valid_frames(lengths: Tensor, total: int) -> Tensor:
     """[B] numbers of valid frames -> [B, total] bool, True where a frame is not padding."""
     return torch.arange(total, device=lengths.device) < lengths[:, None]

@@ -15,6 +15,8 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import can_return_tuple
 
+from .conv import num_valid
+
 
 def ctc_loss(
     logits: Tensor, num_frames: Tensor, labels: Tensor, *, blank: int, reduction: str, zero_infinity: bool
@@ -104,7 +106,7 @@ class CTCHead(_Head):
         if attention_mask is None:
             lengths = labels.new_full((len(labels),), input_values.shape[-1])
         else:
-            lengths = attention_mask.sum(dim=-1).long()
+            lengths = num_valid(attention_mask)
         loss = ctc_loss(
             logits,
             self._get_feat_extract_output_lengths(lengths),

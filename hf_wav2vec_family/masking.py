@@ -7,6 +7,11 @@ import torch
 from torch import Tensor
 
 
+def uniform(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """Uniform draws in [0, 1); written so that a compiled graph with symbolic sizes takes it too."""
+    return torch.empty(shape, device=device).uniform_(generator=generator)
+
+
 def sample_span_mask(
     lengths: Tensor,
     total: int,
@@ -35,12 +40,12 @@ def sample_span_mask(
             f" {mask_length} and {mask_prob}."
         )
     shape, device = (lengths.shape[0], total), lengths.device
-    rounding = torch.rand(shape[0], generator=generator, device=device)
+    rounding = uniform(shape[:1], device, generator)
     num_spans = (mask_prob * lengths / mask_length + rounding).long().clamp(min=min_spans)
     num_starts = (lengths - mask_length + 1).clamp(min=0)
     num_spans = torch.minimum(num_spans, num_starts)
 
-    scores = torch.rand(shape, generator=generator, device=device)
+    scores = uniform(shape, device, generator)
     scores = scores.masked_fill(torch.arange(total, device=device) >= num_starts[:, None], 2.0)
     rank = scores.argsort(dim=1).argsort(dim=1)
     starts_so_far = (rank < num_spans[:, None]).cumsum(dim=1)

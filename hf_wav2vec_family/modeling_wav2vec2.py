@@ -30,12 +30,13 @@ from transformers.models.wav2vec2 import modeling_wav2vec2 as transformers_wav2v
 from transformers.utils import can_return_tuple
 
 from .configuration_wav2vec2 import Wav2Vec2Config
-from .contrastive import contrastive_scores, info_nce, sample_negatives
+from .contrastive import ContrastiveLoss, contrastive_scores, info_nce, sample_negatives
 from .conv import (
     ChannelsLayerNorm,
     MaskedGroupNorm,
     mean_over_valid,
     num_frames,
+    num_valid,
     receptive_field,
     scale_gradient,
     valid_frames,
@@ -392,7 +393,11 @@ class Wav2Vec2PreTrainedModel(transformers_wav2vec2.Wav2Vec2PreTrainedModel):
 
     def frame_mask(self, attention_mask: Tensor, total: int) -> Tensor:
         """Mask of samples [B, S] -> mask of the `total` = T frames that leave the model, [B, T] bool."""
-        return valid_frames(self._get_feat_extract_output_lengths(attention_mask.sum(dim=-1)), total)
+        return valid_frames(self._get_feat_extract_output_lengths(num_valid(attention_mask)), total)
+
+    def set_layerdrop_seed(self, seed: int | None):
+        """Fixes which layers are skipped until the next call; the same seed skips the same layers on every rank."""
+        self.base_model.encoder.layerdrop.seed(seed)
 
 
 class Wav2Vec2Model(Wav2Vec2PreTrainedModel):
@@ -404,7 +409,9 @@ class Wav2Vec2Model(Wav2Vec2PreTrainedModel):
         self.feature_projection = Wav2Vec2FeatureProjection(config)
         self.masked_spec_embed = None
         if config.mask_time_prob > 0 or config.mask_feature_prob > 0:
-            self.masked_spec_embed = nn.Parameter(torch.empty(config.hidden_size))
+            # where it is never put in place of a frame, DDP must not wait for its gradient
+            learns = config.apply_spec_augment and config.mask_time_prob > 0
+            self.masked_spec_embed = nn.Parameter(torch.empty(config.hidden_size), requires_grad=learns)
         self.encoder = Wav2Vec2Encoder(config)
         self.adapter = transformers_wav2vec2.Wav2Vec2Adapter(config) if config.add_adapter else None
         self.post_init()
@@ -412,10 +419,6 @@ class Wav2Vec2Model(Wav2Vec2PreTrainedModel):
     def freeze_feature_encoder(self):
         """Stops training the convolutions."""
         self.feature_extractor.requires_grad_(False)
-
-    def set_layerdrop_seed(self, seed: int | None):
-        """Fixes which layers are skipped until the next call; the same seed skips the same layers on every rank."""
-        self.encoder.layerdrop.seed(seed)
 
     def extract_features(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Features:
         """Waveform [B, S] and its mask [B, S] or None -> latent frames before masking."""
@@ -425,9 +428,16 @@ class Wav2Vec2Model(Wav2Vec2PreTrainedModel):
                 f"input_values must have at least {needed} samples, the receptive field of one frame, but came as"
                 f" {tuple(input_values.shape)}."
             )
-        lengths = None if attention_mask is None else attention_mask.sum(dim=-1)
-        if lengths is not None and lengths.device.type == "cpu" and not torch.compiler.is_compiling():
-            _refuse_rows_without_frames(lengths, needed)
+        lengths = None
+        if attention_mask is not None:
+            if attention_mask.shape != input_values.shape:
+                raise ValueError(
+                    f"attention_mask must be {tuple(input_values.shape)} as input_values, got"
+                    f" {tuple(attention_mask.shape)}."
+                )
+            lengths = num_valid(attention_mask)
+            if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+                _refuse_unusable_rows(attention_mask, lengths, needed)
         scale = self.config.feature_gradient_scale
         with torch.no_grad() if scale == 0 else nullcontext():
             latents = self.feature_extractor(input_values, lengths if self.config.padding_invariant else None)
@@ -494,6 +504,12 @@ class Wav2Vec2Model(Wav2Vec2PreTrainedModel):
         output_attentions: bool | None = None,
     ) -> Wav2Vec2BaseModelOutput:
         """Latent frames and the mask to put over them -> context."""
+        output_attentions = _chosen(output_attentions, self.config.output_attentions)
+        if output_attentions and self.config._attn_implementation != "eager":
+            raise ValueError(
+                'output_attentions needs attn_implementation="eager"; this model has'
+                f" {self.config._attn_implementation!r}, which does not keep them."
+            )
         hidden_states = self.feature_projection(features.normalized)
         if self.config.apply_spec_augment:
             hidden_states = self.mask(hidden_states, mask_time_indices, mask_feature_indices, generator)
@@ -501,12 +517,26 @@ class Wav2Vec2Model(Wav2Vec2PreTrainedModel):
             hidden_states,
             features.valid,
             output_hidden_states=_chosen(output_hidden_states, self.config.output_hidden_states),
-            output_attentions=_chosen(output_attentions, self.config.output_attentions),
+            output_attentions=output_attentions,
         )
         if self.adapter is not None:
-            outputs.last_hidden_state = self.adapter(outputs.last_hidden_state)
+            outputs.last_hidden_state = self.adapt(outputs.last_hidden_state, features.valid)
         outputs.extract_features = features.normalized
         return outputs
+
+    def adapt(self, hidden_states: Tensor, valid: Tensor | None) -> Tensor:
+        """Transformers' adapter, [B, T, D] -> [B, T', D'], whose strided convolutions see padding as silence."""
+        if self.adapter.proj is not None:
+            hidden_states = self.adapter.proj_layer_norm(self.adapter.proj(hidden_states))
+        hidden_states = hidden_states.transpose(1, 2)
+        lengths = None if valid is None else valid.sum(dim=1)
+        for layer in self.adapter.layers:
+            if lengths is not None:
+                kept = valid_frames(lengths, hidden_states.shape[-1]).unsqueeze(1)
+                hidden_states = torch.where(kept, hidden_states, 0.0)
+                lengths = num_frames(lengths, [1], [self.config.adapter_stride])
+            hidden_states = layer(hidden_states)
+        return hidden_states.transpose(1, 2)
 
     @can_return_tuple
     def forward(
@@ -549,7 +579,11 @@ def _chosen(asked: bool | None, default: bool) -> bool:
     return default if asked is None else asked
 
 
-def _refuse_rows_without_frames(lengths: Tensor, needed: int):
+def _refuse_unusable_rows(attention_mask: Tensor, lengths: Tensor, needed: int):
+    """Only where the mask is on the host; a device would have to be waited for."""
+    if not attention_mask[:, 0].all():
+        row = int(attention_mask[:, 0].argmin())
+        raise ValueError(f"attention_mask must pad on the right, but row {row} begins with padding.")
     if lengths.min() < needed:
         row = int(lengths.argmin())
         raise ValueError(
@@ -563,8 +597,11 @@ class Wav2Vec2ForPreTraining(Wav2Vec2PreTrainedModel):
 
     def __init__(self, config: Wav2Vec2Config):
         super().__init__(config)
-        if config.mask_time_prob <= 0:
-            raise ValueError(f"mask_time_prob must be above 0 to pre-train, got {config.mask_time_prob}.")
+        if config.mask_time_prob <= 0 or not config.apply_spec_augment:
+            raise ValueError(
+                "mask_time_prob must be above 0 and apply_spec_augment True to pre-train, got"
+                f" {config.mask_time_prob} and {config.apply_spec_augment}."
+            )
         self.wav2vec2 = Wav2Vec2Model(config)
         self.dropout_features = nn.Dropout(config.feat_quantizer_dropout)
         self.quantizer = GumbelVectorQuantizer(
@@ -586,10 +623,6 @@ class Wav2Vec2ForPreTraining(Wav2Vec2PreTrainedModel):
         if temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {temperature}.")
         self.gumbel_temperature.fill_(temperature)
-
-    def set_layerdrop_seed(self, seed: int | None):
-        """Fixes which layers are skipped until the next call; the same seed skips the same layers on every rank."""
-        self.wav2vec2.set_layerdrop_seed(seed)
 
     def freeze_feature_encoder(self):
         """Stops training the convolutions."""
@@ -642,9 +675,8 @@ class Wav2Vec2ForPreTraining(Wav2Vec2PreTrainedModel):
         )
         predictions = self.project_hid(take_frames(outputs.last_hidden_state, places.index))  # [B, M, P]
         targets = self.project_q(quantized.quantized)  # [B, M, P]
-        contrastive = self.contrast(
-            predictions, targets, quantized.codes, places.valid, sampled_negative_indices, generator
-        )
+        negatives = self.choose_negatives(places.valid, sampled_negative_indices, generator)
+        contrastive = self.contrast(predictions, targets, quantized.codes, places.valid, negatives)
         num_codevectors = self.config.num_codevector_groups * self.config.num_codevectors_per_group
         diversity = (num_codevectors - quantized.perplexity) / num_codevectors
         diversity_loss = self.config.diversity_loss_weight * diversity
@@ -690,33 +722,16 @@ class Wav2Vec2ForPreTraining(Wav2Vec2PreTrainedModel):
         return mask, MaskedFrames(index, mask if features.valid is None else mask & features.valid)
 
     def contrast(
-        self,
-        predictions: Tensor,
-        targets: Tensor,
-        codes: Tensor,
-        valid: Tensor,
-        sampled_negative_indices: Tensor | None,
-        generator: torch.Generator | None,
-    ):
+        self, predictions: Tensor, targets: Tensor, codes: Tensor, valid: Tensor, negatives: Tensor
+    ) -> ContrastiveLoss:
         """The contrastive loss of predictions and targets [B, M, P]; codes [B, M, G] tell which targets are equal."""
-        across_batch = self.config.num_cross_sample_negatives > 0
-        batch_size, num_places, num_groups = codes.shape
-        powers = self.config.num_codevectors_per_group ** torch.arange(num_groups, device=codes.device)
+        powers = self.config.num_codevectors_per_group ** torch.arange(codes.shape[-1], device=codes.device)
         target_ids = (codes * powers).sum(dim=-1)
-        first_place = torch.arange(batch_size, device=codes.device)[:, None, None] * num_places
-        if sampled_negative_indices is not None:
-            negatives = self.given_negatives(sampled_negative_indices, num_places)
-            negatives = negatives if across_batch else negatives - first_place
-        else:
-            negatives = sample_negatives(valid, self.config.num_negatives, generator=generator)
-            if across_batch:
-                elsewhere = sample_negatives(
-                    valid, self.config.num_cross_sample_negatives, across_batch=True, generator=generator
-                )
-                negatives = torch.cat([negatives + first_place, elsewhere], dim=-1)
-        if across_batch:  # the batch becomes one long row, so that a place may be told from places of other clips
-            predictions, targets, negatives = (x.flatten(0, 1)[None] for x in (predictions, targets, negatives))
-            target_ids, valid = target_ids.flatten()[None], valid.flatten()[None]
+        if self.config.num_cross_sample_negatives > 0:
+            # the batch becomes one long row, so that a place may be told from places of other clips
+            predictions, targets, negatives, target_ids, valid = (
+                x.flatten(0, 1)[None] for x in (predictions, targets, negatives, target_ids, valid)
+            )
         scores = contrastive_scores(
             predictions,
             targets,
@@ -725,6 +740,24 @@ class Wav2Vec2ForPreTraining(Wav2Vec2PreTrainedModel):
             temperature=self.config.contrastive_logits_temperature,
         )
         return info_nce(scores, valid)
+
+    def choose_negatives(
+        self, valid: Tensor, sampled_negative_indices: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """Distractors of each place, [B, M, N]: places of its row, or of the whole batch with cross-sample ones."""
+        across_batch = self.config.num_cross_sample_negatives > 0
+        batch_size, num_places = valid.shape
+        first_of_row = torch.arange(batch_size, device=valid.device)[:, None, None] * num_places
+        if sampled_negative_indices is not None:
+            negatives = self.given_negatives(sampled_negative_indices, num_places)
+            return negatives if across_batch else negatives - first_of_row
+        negatives = sample_negatives(valid, self.config.num_negatives, generator=generator)
+        if not across_batch:
+            return negatives
+        elsewhere = sample_negatives(
+            valid, self.config.num_cross_sample_negatives, across_batch=True, generator=generator
+        )
+        return torch.cat([negatives + first_of_row, elsewhere], dim=-1)
 
     def given_negatives(self, sampled_negative_indices: Tensor, total: int) -> Tensor:
         """Checks indices into the B * T frames as far as that does not make a device wait."""

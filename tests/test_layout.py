@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hf_wav2vec_family"
@@ -110,7 +109,6 @@ def test_public_names_are_those_of_the_design():
 
 
 def test_top_level_holds_what_the_readme_says():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["hf_wav2vec_family"]
+    assert 'packages = ["hf_wav2vec_family"]' in (ROOT / "pyproject.toml").read_text()
     for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "training", "tests"):
         assert (ROOT / name).exists(), name

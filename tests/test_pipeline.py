@@ -184,6 +184,16 @@ def test_chunks_in_batches_give_the_text_of_chunks_one_by_one(recognise, wavefor
     assert len(one_by_one[0]["text"]) > 2 * len(one_by_one[1]["text"])
 
 
+def test_a_short_clip_says_nothing_in_the_padding_beside_a_long_one(recognise, waveform):
+    short = waveform[: len(waveform) // 3]
+    for options in ({}, {"return_timestamps": "char"}):
+        alone = recognise(short, **options)
+        batched = recognise([short, np.tile(waveform, 2)], batch_size=2, **options)[0]
+        assert len(batched["text"]) == len(alone["text"])
+        for chunk in batched.get("chunks", []):
+            assert chunk["timestamp"][1] <= len(short) / SAMPLING_RATE + 0.05
+
+
 @pytest.mark.parametrize("num_samples", [0, 1, RECEPTIVE_FIELD - 1])
 def test_too_few_samples_are_refused_with_both_numbers_named(recognise, num_samples):
     with pytest.raises(ValueError, match=rf"has {num_samples} samples .* at least {RECEPTIVE_FIELD}"):

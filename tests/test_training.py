@@ -451,7 +451,9 @@ def test_the_report_of_an_evaluation_has_every_utterance_and_its_scores(finetune
     assert [utterance["id"] for utterance in utterances] == ["0", "1", "2", "3"]
     assert all(0.4 <= utterance["seconds"] <= 0.8 for utterance in utterances)
     scores = json.loads((folder / "scores.json").read_text())
-    assert scores == evaluate.score([evaluate.Utterance(**utterance) for utterance in utterances])
+    recomputed = evaluate.score([evaluate.Utterance(**utterance) for utterance in utterances])
+    assert {name: scores[name] for name in recomputed} == recomputed
+    assert scores["num_utterances"] == 4
     assert scores["wer"] == values(finetuned, "evaluation/wer")[-1]
 
 
@@ -519,5 +521,62 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(tiny, monkeyp
         return replace(output, loss=output.loss * float("nan"))
 
     monkeypatch.setattr(pretrain, "compute", poisoned)
-    with pytest.raises(FloatingPointError, match="step 1; there is no checkpoint"):
+    with pytest.raises(FloatingPointError, match="step 1; the last good checkpoint is None"):
         run_stage(pretrain, tiny(run={"log_every_steps": 1}))
+
+
+def test_a_folder_is_not_resumed_for_a_run_about_something_else(tiny, corpus):
+    run_stage(pretrain, tiny())
+    with pytest.raises(ValueError, match=r"another model.*run.resume=false"):
+        run_stage(pretrain, tiny(model={"num_negatives": 7}))
+    other = tiny(data={"train": {"path": str(corpus), "split": "dev"}})
+    with pytest.raises(ValueError, match=r"another data\.train"):
+        run_stage(pretrain, other)
+
+
+def test_a_best_model_that_cannot_be_written_leaves_the_one_before(tiny, monkeypatch):
+    recipe = tiny(run={"resume": False})
+    run_stage(pretrain, recipe)
+    before = model_weights(recipe)
+
+    def full(self, folder):
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", full)
+    with pytest.raises(OSError, match=r"model could not be written.*No space left.*untouched"):
+        run_stage(pretrain, recipe)
+    assert same(model_weights(recipe), before)
+
+
+def test_a_log_cut_short_in_its_last_line_does_not_stop_a_resume(tiny):
+    recipe = tiny()
+    run_stage(pretrain, recipe)
+    log = Path(recipe.run.output_dir) / "log.jsonl"
+    whole = log.read_text()
+    log.write_text(whole + '{"step": 2, "lo')
+    run_stage(pretrain, recipe)
+    assert log.read_text() == whole
+
+
+@pytest.mark.parametrize("stage", [pretrain, finetune])
+def test_evaluation_data_that_is_not_there_is_named_before_the_first_step(tiny, monkeypatch, stage):
+    monkeypatch.setattr(stage, "train", None)
+    with pytest.raises(ValueError, match="no-such-corpus"):
+        run_stage(stage, tiny(data={"evaluation": "/no-such-corpus"}))
+
+
+@pytest.mark.parametrize(
+    ("stage", "sections", "message"),
+    [
+        (pretrain, {"pretrained": "somewhere"}, "pretrained has no effect in pre-training"),
+        (pretrain, {"optimization": {"frozen_encoder_steps": 3}}, "frozen_encoder_steps"),
+        (pretrain, {"data": {"text_case": "upper"}}, "text_case"),
+        (finetune, {"optimization": {"gumbel_temperature": {"kind": "linear"}}}, "gumbel_temperature"),
+        (pretrain, {"architecture": "Wave2Vec"}, "architecture must be one of .*Wav2Vec2"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(tiny, stage, sections, message):
+    with pytest.raises(ValueError, match=message):
+        run_stage(stage, tiny(**sections))

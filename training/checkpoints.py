@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -16,6 +17,27 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "step-"
 UNFINISHED = "unfinished-"
+
+
+def replace_folder(target: Path, write: Callable[[Path], None]):
+    """Lets `write` fill a folder beside `target` and puts it in the place of `target` when it is whole.
+
+    Raises OSError, with the old `target` untouched, when the disk does not take it.
+    """
+    unfinished = target.with_name(UNFINISHED + target.name)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        write(unfinished)
+        _sync(unfinished)
+    except Exception as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise OSError(f"{target} could not be written ({error}); what was there before is untouched.") from error
+    old = target.with_name(f"old-{target.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    unfinished.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def save_checkpoint(
@@ -60,9 +82,14 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def load_checkpoint(path: Path, accelerator: Accelerator) -> tuple[dict, dict]:
     """Restores model and optimizer and returns the run's state and this rank's."""
+    rank_file = path / f"rank-{accelerator.process_index}.json"
+    if not rank_file.exists():
+        raise ValueError(
+            f"{path} was written by fewer processes than the {accelerator.num_processes} that resume from it."
+        )
     accelerator.load_state(str(path))
     run_state = json.loads((path / "run.json").read_text())
-    rank_state = json.loads((path / f"rank-{accelerator.process_index}.json").read_text())
+    rank_state = json.loads(rank_file.read_text())
     logger.info("resumed from %s", path)
     return run_state, rank_state
 

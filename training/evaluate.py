@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from itertools import count
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ import transformers
 from torch import nn
 from tqdm.auto import tqdm
 
-from hf_wav2vec_family.decoding.pipeline import own_class
+from hf_wav2vec_family.decoding.pipeline import blank_padding, min_num_samples, own_class
 from hf_wav2vec_family.metrics.cer import CharacterErrorRate
 from hf_wav2vec_family.metrics.wer import WordErrorRate
 
@@ -47,20 +46,11 @@ def transcribe(model: nn.Module, processor, batches: Iterable[dict], device: tor
         mask = batch["attention_mask"].to(device)
         with torch.no_grad():
             logits = model(batch["input_values"].to(device), attention_mask=mask).logits
-        best = logits.argmax(dim=-1).cpu()
-        lengths = model._get_feat_extract_output_lengths(batch["attention_mask"].sum(dim=-1))
-        # frames of padding have to read as blanks
-        best[torch.arange(best.shape[1]) >= lengths[:, None]] = processor.tokenizer.pad_token_id
+        best = blank_padding(logits.argmax(dim=-1), mask, model, processor.tokenizer.pad_token_id)
         seconds = (batch["attention_mask"].sum(dim=-1) / processor.feature_extractor.sampling_rate).tolist()
         rows = zip(batch["ids"], batch["texts"], processor.batch_decode(best), seconds, strict=True)
         utterances += [Utterance(*row) for row in rows]
     return utterances
-
-
-def shortest_seconds(model: nn.Module, feature_extractor) -> float:
-    """The length of the shortest clip that gives the model a frame."""
-    samples = next(n for n in count(1) if model._get_feat_extract_output_lengths(torch.tensor(n)) > 0)
-    return samples / feature_extractor.sampling_rate
 
 
 def score(utterances: list[Utterance]) -> dict[str, float]:
@@ -77,6 +67,30 @@ def score(utterances: list[Utterance]) -> dict[str, float]:
         scores[name] = result.pop(name)
         scores |= {f"{name}_{count}": value for count, value in result.items()}
     return scores
+
+
+def evaluate_on(
+    sources: list[Source], model: nn.Module, processor, *, batch_seconds: float, text_case: str | None
+) -> tuple[list[Utterance], dict]:
+    """Transcribes all of `sources` and scores it; clips too short for a frame are left out and counted."""
+    batches = evaluation_batches(
+        sources,
+        processor.feature_extractor,
+        batch_seconds=batch_seconds,
+        text_case=text_case,
+        min_seconds=min_num_samples(model) / processor.feature_extractor.sampling_rate,
+    )
+    began = time.perf_counter()
+    utterances = transcribe(model, processor, batches, next(model.parameters()).device)
+    elapsed = time.perf_counter() - began
+    seconds = sum(u.seconds for u in utterances)
+    return utterances, {
+        **score(utterances),
+        "num_utterances": len(utterances),
+        "audio_seconds": round(seconds, 1),
+        "real_time_factor": elapsed / seconds,
+        "skipped": {reason: number for reason, number in batches.report.skipped.items() if number},
+    }
 
 
 def write_report(folder: Path, scores: dict, utterances: list[Utterance]):
@@ -102,24 +116,10 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     model = load_model(options.model).to(options.device)
     processor = transformers.AutoProcessor.from_pretrained(options.model)
-    batches = evaluation_batches(
-        [Source(options.data, options.name, options.split)],
-        processor.feature_extractor,
-        batch_seconds=options.batch_seconds,
-        text_case=options.text_case,
-        min_seconds=shortest_seconds(model, processor.feature_extractor),
+    source = Source(options.data, options.name, options.split)
+    utterances, scores = evaluate_on(
+        [source], model, processor, batch_seconds=options.batch_seconds, text_case=options.text_case
     )
-    began = time.perf_counter()
-    utterances = transcribe(model, processor, batches, torch.device(options.device))
-    elapsed = time.perf_counter() - began
-    seconds = sum(u.seconds for u in utterances)
-    scores = {
-        **score(utterances),
-        "num_utterances": len(utterances),
-        "audio_seconds": round(seconds, 1),
-        "real_time_factor": elapsed / seconds,
-        "skipped": {reason: number for reason, number in batches.report.skipped.items() if number},
-    }
     print(json.dumps(scores, indent=2))
     if options.output:
         write_report(options.output, scores, utterances)

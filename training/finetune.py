@@ -5,22 +5,20 @@ python -m training.finetune training/recipes/wav2vec2/finetune_base_10h.yaml dat
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import torch
 import transformers
+from accelerate import Accelerator
 from torch import nn
 
-import hf_wav2vec_family
-
 from .collators import normalized_text
-from .data import evaluation_batches, finetuning_batches
-from .evaluate import score, shortest_seconds, transcribe, write_report
+from .data import finetuning_batches
+from .evaluate import evaluate_on, write_report
 from .loop import Stage, StepOutput, make_accelerator, train
 from .pretrain import make_feature_extractor
-from .recipe import Recipe, configuration, parse_command
-from .sources import as_sources, open_source
+from .recipe import Recipe, configuration, family_class, parse_command, refuse_settings
+from .sources import as_sources, open_source, openable
 
 # ids as in the published English models, most frequent letters first
 LETTERS = "|ETAONIHSRDLUMWCFGYPBVK'XJQZ"
@@ -35,7 +33,9 @@ def make_tokenizer(recipe: Recipe, folder: Path) -> transformers.Wav2Vec2CTCToke
     vocabulary = {symbol: i for i, symbol in enumerate([*SPECIAL_TOKENS, *letters])}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "vocab.json"
-    path.write_text(json.dumps(vocabulary, ensure_ascii=False, indent=1))
+    content = json.dumps(vocabulary, ensure_ascii=False, indent=1)
+    if not path.exists() or path.read_text() != content:  # other processes may be reading it
+        path.write_text(content)
     return transformers.Wav2Vec2CTCTokenizer(str(path))
 
 
@@ -53,8 +53,7 @@ def letters_of(recipe: Recipe) -> list[str]:
 
 def make_model(recipe: Recipe, tokenizer) -> nn.Module:
     """A CTC model from `recipe.pretrained`, or from random weights if there is none."""
-    config_class = getattr(hf_wav2vec_family, f"{recipe.architecture}Config")
-    model_class = getattr(hf_wav2vec_family, f"{recipe.architecture}ForCTC")
+    config_class, model_class = family_class(recipe, "Config"), family_class(recipe, "ForCTC")
     of_this_task = {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
@@ -87,31 +86,34 @@ def thaw_after(num_steps: int):
     return before_step
 
 
-def evaluator(recipe: Recipe, processor, device: torch.device, folder: Path):
+def evaluator(recipe: Recipe, processor, accelerator: Accelerator):
     """model -> WER and CER on the evaluation data; the table of utterances is written beside the run."""
+    sources = openable(as_sources(recipe.data.evaluation, split="dev"))
+    folder = Path(recipe.run.output_dir)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        batches = evaluation_batches(
-            as_sources(recipe.data.evaluation, split="dev"),
-            processor.feature_extractor,
+        utterances, scores = evaluate_on(
+            sources,
+            model,
+            processor,
             batch_seconds=recipe.data.batch_seconds,
             text_case=recipe.data.text_case,
-            min_seconds=shortest_seconds(model, processor.feature_extractor),
         )
-        utterances = transcribe(model, processor, batches, device)
-        scores = score(utterances)
-        write_report(folder / "evaluation", scores, utterances)
-        return scores
+        if accelerator.is_main_process:
+            write_report(folder / "evaluation", scores, utterances)
+        return {name: value for name, value in scores.items() if isinstance(value, int | float)}
 
     return evaluate
 
 
 def main(recipe: Recipe) -> dict:
     """Runs the stage; returns its summary. Model and processor are in `run.output_dir`/model."""
+    refuse_settings(recipe, "fine-tuning", optimization=["gumbel_temperature"])
     accelerator = make_accelerator(recipe)
     transformers.set_seed(recipe.run.seed)
     folder = Path(recipe.run.output_dir)
-    tokenizer = make_tokenizer(recipe, folder / "vocabulary")
+    with accelerator.main_process_first():
+        tokenizer = make_tokenizer(recipe, folder / "vocabulary")
     model = make_model(recipe, tokenizer)
     if getattr(model.config, "feature_gradient_scale", None) == 0:
         model.freeze_feature_encoder()  # DDP waits for a gradient of everything that is not frozen
@@ -145,7 +147,7 @@ def main(recipe: Recipe) -> dict:
     stage = Stage(
         compute=compute,
         save=save,
-        evaluate=evaluator(recipe, processor, accelerator.device, folder) if data.evaluation else None,
+        evaluate=evaluator(recipe, processor, accelerator) if data.evaluation else None,
         best=recipe.run.best_metric or "wer",
         before_step=thaw_after(frozen_steps) if frozen_steps else None,
     )
@@ -153,4 +155,4 @@ def main(recipe: Recipe) -> dict:
 
 
 if __name__ == "__main__":
-    print(main(parse_command(__doc__)), file=sys.stderr)
+    main(parse_command(__doc__))

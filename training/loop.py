@@ -21,8 +21,10 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
-from .recipe import Recipe, learning_rates, temperatures
+from .checkpoints import load_checkpoint, newest_checkpoint, replace_folder, save_checkpoint
+from .recipe import Recipe, identity, learning_rates, temperatures
+
+SAMPLING_RATE = 16_000
 
 
 @dataclass
@@ -93,10 +95,11 @@ def train(recipe: Recipe, stage: Stage, *, accelerator: Accelerator, model: nn.M
     forward_model = torch.compile(model, dynamic=True) if optimization.compile else model
 
     log = RunLog(recipe, accelerator)
-    progress = Progress(best=math.inf)
+    progress = Progress()
     checkpoint = newest_checkpoint(folder / "checkpoints") if recipe.run.resume else None
     if checkpoint is not None:
         run_state, rank_state = load_checkpoint(checkpoint, accelerator)
+        refuse_another_run(run_state.pop("identity"), identity(recipe), folder)
         progress = Progress(**run_state)
         batches.load_state_dict(rank_state["batches"])
     log.start(progress.step)
@@ -110,18 +113,16 @@ def train(recipe: Recipe, stage: Stage, *, accelerator: Accelerator, model: nn.M
         if temperature is not None:
             bare.set_gumbel_temperature(temperature(step))
             log.add_value("gumbel_temperature", temperature(step))
-        encoder = getattr(bare, "base_model", bare)
-        if hasattr(encoder, "set_layerdrop_seed"):  # the same layers on every rank and in every accumulated batch
-            encoder.set_layerdrop_seed(int(np.random.SeedSequence([recipe.run.seed, step]).generate_state(1)[0]))
+        if hasattr(bare, "set_layerdrop_seed"):  # the same layers on every rank and in every accumulated batch
+            bare.set_layerdrop_seed(int(np.random.SeedSequence([recipe.run.seed, step]).generate_state(1)[0]))
         if stage.before_step is not None:
             stage.before_step(bare, step)
         set_learning_rate(optimizer, learning_rate(step))
         log.add_value("learning_rate", learning_rate(step))
 
         total = accumulate(accelerator, forward_model, source, stage, log, optimization.gradient_accumulation_steps)
-        log.add_value(
-            "gradient_norm", apply_gradients(accelerator, model, optimizer, total, optimization.max_grad_norm)
-        )
+        norm = apply_gradients(accelerator, model, optimizer, total, optimization.max_grad_norm)
+        log.add_value("gradient_norm", norm)
         progress.step = step + 1
         log.end_step(progress.step)
 
@@ -129,13 +130,14 @@ def train(recipe: Recipe, stage: Stage, *, accelerator: Accelerator, model: nn.M
         if last or _due(progress.step, recipe.run.evaluation_every_steps):
             evaluate_and_keep_best(stage, model, accelerator, progress, log, folder / "model")
         if last or _due(progress.step, recipe.run.checkpoint_every_steps):
+            log.refuse_broken(norm, "the norm of the gradient", progress.step)
             save_checkpoint(
                 folder / "checkpoints",
                 step=progress.step,
                 accelerator=accelerator,
                 rank_state={"batches": batches.state_dict()},
                 keep=recipe.run.keep_checkpoints,
-                run_state={"best": progress.best, "best_step": progress.best_step},
+                run_state={"identity": identity(recipe), "best": progress.best, "best_step": progress.best_step},
             )
     return log.finish(progress, batches)
 
@@ -145,8 +147,18 @@ class Progress:
     """How far a run is: steps done, the lowest value of the number it is judged by, and when that was."""
 
     step: int = 0
-    best: float = math.inf
+    best: float | None = None
     best_step: int = 0
+
+
+def refuse_another_run(before: dict, now: dict, folder: Path):
+    """ValueError if a folder holds checkpoints of a run about something else."""
+    differing = [f"{name} ({before.get(name)} -> {now[name]})" for name in now if now[name] != before.get(name)]
+    if differing:
+        raise ValueError(
+            f"{folder} holds a run with another {', '.join(differing)}; choose another run.output_dir, or start it"
+            " anew with run.resume=false."
+        )
 
 
 def _due(step: int, every: int) -> bool:
@@ -206,21 +218,35 @@ def evaluate_and_keep_best(
     stage: Stage, model: nn.Module, accelerator: Accelerator, progress: Progress, log: "RunLog", folder: Path
 ):
     """Evaluates and, where the number it is judged by is the lowest so far (or there is none), saves the model."""
-    value = -math.inf
+    value = None
     if stage.evaluate is not None:
         model.eval()
         with torch.no_grad():
             metrics = stage.evaluate(accelerator.unwrap_model(model))
         model.train()
-        log.write({f"evaluation/{name}": value for name, value in metrics.items()}, progress.step)
+        log.write({f"evaluation/{name}": number for name, number in metrics.items()}, progress.step)
         if stage.best not in metrics:
             raise ValueError(f"run.best_metric must be one of {', '.join(metrics)}, got {stage.best!r}.")
         value = metrics[stage.best]
-    if value < progress.best or value == -math.inf:
+    if value is None or progress.best is None or value < progress.best:
         progress.best, progress.best_step = value, progress.step
         if accelerator.is_main_process:
-            stage.save(accelerator.unwrap_model(model), folder)
+            replace_folder(folder, lambda unfinished: stage.save(accelerator.unwrap_model(model), unfinished))
     accelerator.wait_for_everyone()
+
+
+def keep_log_until(path: Path, step: int):
+    """Drops what a run had logged beyond the step it resumes at, and a last line that was cut short."""
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:
+            break
+    rewritten = path.with_suffix(".tmp")
+    rewritten.write_text("".join(kept))
+    rewritten.replace(path)
 
 
 class RunLog:
@@ -243,11 +269,9 @@ class RunLog:
 
     def start(self, step: int):
         if self.recipe.run.trackers:
-            self.accelerator.init_trackers("tensorboard")
+            self.accelerator.init_trackers(self.path.parent.name)
         if self.accelerator.is_main_process and self.path.exists():
-            # a run that resumes at step N has not logged anything beyond N
-            lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= step]
-            self.path.write_text("".join(line + "\n" for line in lines))
+            keep_log_until(self.path, step)
         self.bar = tqdm(
             total=self.recipe.optimization.num_steps,
             initial=step,
@@ -269,7 +293,7 @@ class RunLog:
         for name, value in {"loss": output.loss, **output.metrics}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach().float() * weight
         self.targets = self.targets + weight
-        self.seconds_of_audio += batch["input_values"].numel() / 16_000
+        self.seconds_of_audio += batch["input_values"].numel() / SAMPLING_RATE
 
     def add_value(self, name: str, value: Tensor | float):
         self.values[name] = value
@@ -287,15 +311,17 @@ class RunLog:
         metrics |= {name: float(value) for name, value in self.values.items()}
         metrics["audio_seconds_per_second"] = self.seconds_of_audio * self.accelerator.num_processes / elapsed
         metrics["data_wait_share"] = self.waited / elapsed
-        if not math.isfinite(metrics["loss"]):
-            raise FloatingPointError(f"the loss is {metrics['loss']} at step {step}; {self._last_checkpoint()}.")
+        self.refuse_broken(metrics["loss"], "the loss", step)
         self.bar.set_postfix({name: f"{metrics[name]:.3g}" for name in ("loss", "accuracy") if name in metrics})
         self.write(metrics, step)
         self._forget()
 
-    def _last_checkpoint(self) -> str:
+    def refuse_broken(self, value: Tensor | float, name: str, step: int):
+        """FloatingPointError if a number is infinite or none: what would be saved from here on is worth nothing."""
+        if math.isfinite(float(value)):
+            return
         last = newest_checkpoint(self.path.parent / "checkpoints")
-        return f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+        raise FloatingPointError(f"{name} is {float(value)} at step {step}; the last good checkpoint is {last}.")
 
     def write(self, metrics: dict[str, float], step: int):
         self.accelerator.log(metrics, step=step)
@@ -307,7 +333,7 @@ class RunLog:
         self.bar.close()
         summary = {
             "steps": progress.step,
-            "best": progress.best if math.isfinite(progress.best) else None,
+            "best": progress.best,
             "best_step": progress.best_step,
             "seconds": round(time.perf_counter() - self.began, 1),
             "processes": self.accelerator.num_processes,

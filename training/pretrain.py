@@ -3,7 +3,6 @@
 python -m training.pretrain training/recipes/wav2vec2/base_ls960.yaml data.train=/my/audio run.output_dir=runs/mine
 """
 
-import sys
 from pathlib import Path
 
 import torch
@@ -11,12 +10,10 @@ import transformers
 from torch import nn
 from tqdm.auto import tqdm
 
-import hf_wav2vec_family
-
 from .data import pretraining_batches
 from .loop import Stage, StepOutput, make_accelerator, seed_step, train
-from .recipe import Recipe, configuration, parse_command
-from .sources import as_sources
+from .recipe import Recipe, configuration, family_class, parse_command, refuse_settings
+from .sources import as_sources, openable
 
 INPUTS = ("input_values", "attention_mask")
 
@@ -45,7 +42,7 @@ def compute(model: nn.Module, batch: dict) -> StepOutput:
 
 def evaluator(recipe: Recipe, feature_extractor, device: torch.device):
     """model -> its metrics on the evaluation data, with the same masks and distractors every time."""
-    sources = as_sources(recipe.data.evaluation, split="dev")
+    sources = openable(as_sources(recipe.data.evaluation, split="dev"))
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         batches = pretraining_batches(
@@ -74,11 +71,14 @@ def evaluator(recipe: Recipe, feature_extractor, device: torch.device):
 
 def main(recipe: Recipe) -> dict:
     """Runs the stage; returns its summary. The model is in `run.output_dir`/model."""
+    refuse_settings(
+        recipe, "pre-training", optimization=["frozen_encoder_steps"], data=["text_case"], own=["pretrained"]
+    )
     accelerator = make_accelerator(recipe)
-    config = configuration(getattr(hf_wav2vec_family, f"{recipe.architecture}Config"), recipe.model)
+    config = configuration(family_class(recipe, "Config"), recipe.model)
     feature_extractor = make_feature_extractor(recipe, config)
     transformers.set_seed(recipe.run.seed)
-    model = getattr(hf_wav2vec_family, f"{recipe.architecture}ForPreTraining")(config)
+    model = family_class(recipe, "ForPreTraining")(config)
     data = recipe.data
     batches = pretraining_batches(
         as_sources(data.train),
@@ -110,4 +110,4 @@ def main(recipe: Recipe) -> dict:
 
 
 if __name__ == "__main__":
-    print(main(parse_command(__doc__)), file=sys.stderr)
+    main(parse_command(__doc__))

@@ -9,14 +9,12 @@ import json
 import time
 from pathlib import Path
 
-import torch
 import transformers
 
 from hf_wav2vec_family.decoding.pipeline import transcriber
 
 from . import evaluate, finetune, pretrain
 from .curves import draw_curves
-from .data import evaluation_batches
 from .recipe import load_recipe
 from .sources import Source, open_source
 from .synthetic_speech import write_corpus
@@ -102,16 +100,14 @@ def test(model_folder: Path, source: Source, output: Path) -> dict:
     """WER and CER of the finished model."""
     model = evaluate.load_model(model_folder)
     processor = transformers.AutoProcessor.from_pretrained(model_folder)
-    batches = evaluation_batches([source], processor.feature_extractor, batch_seconds=60.0, text_case="upper")
-    utterances = evaluate.transcribe(model, processor, batches, torch.device("cpu"))
-    scores = {**evaluate.score(utterances), "num_utterances": len(utterances)}
+    utterances, scores = evaluate.evaluate_on([source], model, processor, batch_seconds=60.0, text_case="upper")
     evaluate.write_report(output / "test", scores, utterances)
     return scores
 
 
 def transcribe_one(model_folder: Path, source: Source) -> dict[str, str]:
     """The first clip of the split through the pipeline: what was said and what was heard."""
-    row = next(iter(open_source(source).rows()))
+    row = next(row for row in open_source(source).rows() if row.text)
     transcribe = transcriber(str(model_folder))
     return {"reference": row.text.upper(), "transcript": transcribe(row.audio)["text"]}
 

@@ -7,12 +7,15 @@ A file says only what differs from the defaults here; a key that is not here is 
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+import hf_wav2vec_family
 
 from . import schedules
 from .sources import as_sources
@@ -128,21 +131,22 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         if "=" not in override:
             raise ValueError(f"an override is written key=value, such as data.train=/my/corpus, got {override!r}.")
     try:
-        layers = [OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))]
         merged = OmegaConf.structured(Recipe)
-        for layer in layers:
-            for key in (
-                "schedule",
-                "gumbel_temperature",
-            ):  # these are replaced, not merged: another kind, other options
-                if OmegaConf.select(layer, f"optimization.{key}.kind") is not None:
-                    merged.optimization[key] = None if key == "gumbel_temperature" else {}
-            merged = OmegaConf.merge(merged, layer)
+        for layer in (OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))):
+            merged = OmegaConf.merge(_without_replaced_schedules(merged, layer), layer)
         recipe = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ValueError(f"{path} with overrides {list(overrides)}: {str(error).splitlines()[0]}") from error
     check_recipe(recipe)
     return recipe
+
+
+def _without_replaced_schedules(merged, layer):
+    """A schedule of another kind has other options, so that a layer that names a kind replaces the options too."""
+    for key, nothing in (("schedule", {}), ("gumbel_temperature", None)):
+        if OmegaConf.select(layer, f"optimization.{key}.kind") is not None:
+            merged.optimization[key] = nothing
+    return merged
 
 
 def check_recipe(recipe: Recipe):
@@ -195,6 +199,36 @@ def configuration(config_class: type, fields: dict[str, Any], **more: Any):
     if unknown:
         raise ValueError(f"model: {config_class.__name__} has no field {', '.join(unknown)}.")
     return config_class(**{**fields, **more})
+
+
+def family_class(recipe: Recipe, suffix: str) -> type:
+    """A class of the package by the recipe's architecture: "Config", "ForPreTraining", "ForCTC"."""
+    found = getattr(hf_wav2vec_family, recipe.architecture + suffix, None)
+    if found is None:
+        known = sorted(n.removesuffix(suffix) for n in hf_wav2vec_family.__all__ if n.endswith(suffix))
+        raise ValueError(f"architecture must be one of {', '.join(known)}, got {recipe.architecture!r}.")
+    return found
+
+
+def refuse_settings(recipe: Recipe, stage: str, *, own: Sequence[str] = (), **sections: Sequence[str]):
+    """ValueError for settings that a stage would pass over: `own` of the recipe itself, or named by section."""
+    for part, default, names in [
+        (recipe, Recipe(), own),
+        *((getattr(recipe, section), getattr(Recipe(), section), names) for section, names in sections.items()),
+    ]:
+        for name in names:
+            if getattr(part, name) != getattr(default, name):
+                raise ValueError(
+                    f"{name} has no effect in {stage}, but the recipe sets it to {getattr(part, name)!r}."
+                )
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """What a run is about; a run that resumes with another is not the same run."""
+    own = {
+        name: getattr(recipe, name) for name in ("architecture", "pretrained", "vocabulary", "do_normalize", "model")
+    }
+    return {**own, "data.train": [dataclasses.asdict(source) for source in as_sources(recipe.data.train)]}
 
 
 def parse_command(description: str, arguments: list[str] | None = None) -> Recipe:

@@ -105,6 +105,13 @@ def as_sources(value, *, split: str = "train") -> list[Source]:
     raise ValueError(f"source: expected a path, a mapping with path, name and split, or a list, got {value!r}.")
 
 
+def openable(sources: list[Source]) -> list[Source]:
+    """`sources` themselves, each opened once: what is wrong with one is said now and not hours later."""
+    for source in sources:
+        open_source(source)
+    return sources
+
+
 def open_source(source: Source) -> RowSource:
     """Finds what stands at `source.path` and how to read it.
 

@@ -27,6 +27,9 @@ from ..audio.reading import read_audio, resample
 MAX_NUM_CHANNELS = 8
 
 
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code")
+
+
 class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
     """
     `pipeline("automatic-speech-recognition")` for every kind of audio, with nothing to install beside libsndfile:
@@ -63,15 +66,18 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
                 )
             yield item
 
+    def _forward(self, model_inputs: dict[str, Any], **kwargs) -> dict[str, Any]:
+        attention_mask = model_inputs.get("attention_mask")
+        outputs = super()._forward(model_inputs, **kwargs)
+        if self.type == "ctc" and attention_mask is not None:
+            outputs["tokens"] = blank_padding(
+                outputs["tokens"], attention_mask, self.model, self.tokenizer.pad_token_id
+            )
+        return outputs
+
     @cached_property
     def min_num_samples(self) -> int:
-        """The fewest samples that give the model a frame; 1 where the model doesn't tell."""
-        num_frames = getattr(self.model, "_get_feat_extract_output_lengths", None)
-        if num_frames is None or self.model.main_input_name != "input_values":
-            return 1
-        candidates = range(1, self.feature_extractor.sampling_rate * 60)
-        # More samples never give fewer frames, so bisection finds the first number of them that gives one.
-        return candidates[bisect.bisect_left(candidates, 1, key=lambda n: int(num_frames(torch.tensor([n]))))]
+        return min_num_samples(self.model)
 
     def _read(self, inputs: Any) -> dict[str, Any]:
         """Any input but a URL as the dict that the parent needs no other library for: `raw` [S], `sampling_rate`."""
@@ -125,6 +131,27 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
             raise ValueError(f"{name} has {num_bad} NaN or infinite samples among its {len(waveform)}.")
 
 
+def min_num_samples(model: PreTrainedModel) -> int:
+    """The fewest samples that give the model a frame; 1 where the model doesn't tell."""
+    num_frames = getattr(model, "_get_feat_extract_output_lengths", None)
+    if num_frames is None or model.main_input_name != "input_values":
+        return 1
+    candidates = range(1, 1_000_000)
+    # More samples never give fewer frames, so bisection finds the first number of them that gives one.
+    return candidates[bisect.bisect_left(candidates, 1, key=lambda n: int(num_frames(torch.tensor([n]))))]
+
+
+def blank_padding(
+    tokens: torch.Tensor, attention_mask: torch.Tensor, model: PreTrainedModel, blank: int
+) -> torch.Tensor:
+    """Best symbols [B, T] with the blank at every frame of padding, which the model never learned to be silent at."""
+    if not hasattr(model, "_get_feat_extract_output_lengths"):
+        return tokens
+    lengths = model._get_feat_extract_output_lengths((attention_mask != 0).sum(dim=-1))
+    padding = torch.arange(tokens.shape[1], device=tokens.device) >= lengths.to(tokens.device)[:, None]
+    return tokens.masked_fill(padding, blank)
+
+
 def transcriber(
     model_or_folder: PreTrainedModel | str | Path, *, processor: ProcessorMixin | None = None, **kwargs
 ) -> SpeechRecognitionPipeline:
@@ -139,10 +166,14 @@ def transcriber(
             raise ValueError(f"processor=None came with a {type(model_or_folder).__name__}; a model needs one.")
     else:
         model_or_folder = str(model_or_folder)
-        own = own_class(model_or_folder)
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        own = own_class(model_or_folder, **hub)
         if own is not None:
-            processor = processor or AutoProcessor.from_pretrained(model_or_folder)
-            model_or_folder = own.from_pretrained(model_or_folder, dtype=kwargs.pop("dtype", None))
+            processor = processor or AutoProcessor.from_pretrained(model_or_folder, **hub)
+            dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
+            options = kwargs.pop("model_kwargs", {})
+            model_or_folder = own.from_pretrained(model_or_folder, dtype=dtype, **options, **hub)
+            kwargs = {name: value for name, value in kwargs.items() if name not in hub}
     if processor is not None:
         kwargs |= {"tokenizer": processor.tokenizer, "feature_extractor": processor.feature_extractor}
     return pipeline(
@@ -150,15 +181,18 @@ def transcriber(
     )
 
 
-def own_class(folder: str | Path) -> type[PreTrainedModel] | None:
+def own_class(folder: str | Path, **hub: Any) -> type[PreTrainedModel] | None:
     """The class of this package that a folder or repository names as its architecture, or None.
 
     Transformers' own class of the same name loads the same weights, but lets padding change its answers.
     """
     import hf_wav2vec_family
 
-    architectures = AutoConfig.from_pretrained(folder).architectures or [""]
-    return getattr(hf_wav2vec_family, architectures[0], None)
+    name = (AutoConfig.from_pretrained(folder, **hub).architectures or [""])[0]
+    own = getattr(hf_wav2vec_family, name, None)
+    if own is not None and not name.endswith("ForCTC"):
+        raise ValueError(f"{folder} holds a {name}, which gives no text; a model fine-tuned with CTC is needed.")
+    return own
 
 
 def _as_mono(waveform: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
