@@ -10,6 +10,7 @@ So the state to resume is a position, and the number of workers changes nothing:
 
 import logging
 import math
+import zlib
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -428,9 +429,13 @@ def _unchanged(loaded: dict) -> dict:
 
 @dataclass
 class PretrainingCollator:
-    """Waveforms of one length: normalised whole by the feature extractor, as fairseq does; the loader crops them."""
+    """Waveforms of one length: normalised whole by the feature extractor, as fairseq does; the loader crops them.
+
+    `with_speakers` adds a number for each row's `speaker_id`, if all rows of the batch have one.
+    """
 
     feature_extractor: Callable
+    with_speakers: bool = False
 
     @property
     def sampling_rate(self) -> int:
@@ -438,10 +443,17 @@ class PretrainingCollator:
 
     def prepare(self, row: Row, waveform: np.ndarray) -> dict:
         features = self.feature_extractor(waveform, sampling_rate=self.sampling_rate, return_attention_mask=True)
-        return {"input_values": np.asarray(features["input_values"][0])}
+        example = {"input_values": np.asarray(features["input_values"][0])}
+        if self.with_speakers and row.extra.get("speaker_id") is not None:
+            # any name, and the same number in every worker and process
+            example["speaker_id"] = zlib.crc32(str(row.extra["speaker_id"]).encode())
+        return example
 
     def collate(self, examples: list[dict]) -> dict:
-        return {"input_values": torch.stack([torch.from_numpy(example["input_values"]) for example in examples])}
+        batch = {"input_values": torch.stack([torch.from_numpy(example["input_values"]) for example in examples])}
+        if all("speaker_id" in example for example in examples):
+            batch["speaker_ids"] = torch.tensor([example["speaker_id"] for example in examples])
+        return batch
 
 
 class FinetuningCollator(PretrainingCollator):
@@ -521,16 +533,24 @@ def num_frames_needed(labels: list[int]) -> int:
 
 
 def pretraining_batches(
-    sources, feature_extractor, *, min_seconds: float = 2.0, max_seconds: float = 15.625, **settings
+    sources,
+    feature_extractor,
+    *,
+    min_seconds: float = 2.0,
+    max_seconds: float = 15.625,
+    with_speakers: bool = False,
+    **settings,
 ) -> SpeechBatches:
     """Endless batches of random crops, `input_values` [B, S] without padding, as wav2vec and wav2vec 2.0 train on.
 
     Every row is normalised by `feature_extractor` as a whole, then all rows of a batch are cropped at random places to
     the shortest of them or `max_seconds`. The defaults are those of wav2vec 2.0 BASE: 32,000 and 250,000 samples.
-    `settings` are `num_workers` and the fields of `BatchSettings`.
+    `with_speakers` adds `speaker_ids` [B], equal for rows whose `speaker_id` is; a batch with a row that has none
+    lacks them. `settings` are `num_workers` and the fields of `BatchSettings`.
     """
     settings |= {"min_seconds": min_seconds, "max_seconds": max_seconds, "crop": True}
-    return SpeechBatches(sources=sources, collator=PretrainingCollator(feature_extractor), **settings)
+    collator = PretrainingCollator(feature_extractor, with_speakers)
+    return SpeechBatches(sources=sources, collator=collator, **settings)
 
 
 def finetuning_batches(
