@@ -17,14 +17,28 @@ from torch import Tensor, nn
 Length = TypeVar("Length", int, Tensor)
 
 
-def num_frames(num_samples: Length, kernel_sizes: Sequence[int], strides: Sequence[int]) -> Length:
-    """Frames left of `num_samples` (a number or a tensor of them) by unpadded convolutions.
+def num_frames(
+    num_samples: Length, kernel_sizes: Sequence[int], strides: Sequence[int], paddings: Sequence[int] | None = None
+) -> Length:
+    """Frames that convolutions make of `num_samples` (a number or a tensor of them).
 
-    Each layer maps t to floor((t - kernel) / stride) + 1; what is shorter than the receptive field has 0 frames.
+    Each layer maps t to floor((t + 2 * padding - kernel) / stride) + 1, with no padding unless `paddings` are given;
+    what is too short has 0 frames.
     """
-    for kernel_size, stride in zip(kernel_sizes, strides, strict=True):
-        num_samples = (num_samples - kernel_size) // stride + 1
+    paddings = paddings or [0] * len(kernel_sizes)
+    for kernel_size, stride, padding in zip(kernel_sizes, strides, paddings, strict=True):
+        num_samples = (num_samples + 2 * padding - kernel_size) // stride + 1
     return num_samples.clamp(min=0) if isinstance(num_samples, Tensor) else max(num_samples, 0)
+
+
+def num_samples_needed(
+    frames: int, kernel_sizes: Sequence[int], strides: Sequence[int], paddings: Sequence[int] | None = None
+) -> int:
+    """The fewest samples that give so many `frames`: the inverse of `num_frames`."""
+    paddings = paddings or [0] * len(kernel_sizes)
+    for kernel_size, stride, padding in reversed(list(zip(kernel_sizes, strides, paddings, strict=True))):
+        frames = (frames - 1) * stride + kernel_size - 2 * padding
+    return frames
 
 
 def receptive_field(kernel_sizes: Sequence[int], strides: Sequence[int]) -> int:

@@ -221,6 +221,29 @@ def test_crops_lie_inside_their_rows_at_every_place_and_are_as_long_as_the_short
     assert max(places) > 0.9
 
 
+def test_speakers_have_the_same_number_everywhere_if_every_row_names_one(tmp_path):
+    folder = write_corpus(tmp_path / "corpus", [2_000] * 6)
+    metadata = folder / "metadata.jsonl"
+    rows = [json.loads(line) for line in metadata.read_text().splitlines()]
+
+    def batches(speakers, **settings):
+        named = [row | ({} if s is None else {"speaker_id": s}) for row, s in zip(rows, speakers, strict=True)]
+        metadata.write_text("\n".join(map(json.dumps, named)))
+        return list(pretraining(folder, num_epochs=1, **settings))
+
+    speakers = ["a", "b", "a", 7, 7, "b"]
+    numbers = {}
+    for num_workers in (0, 1):
+        for batch in batches(speakers, with_speakers=True, num_workers=num_workers):
+            for name, number in zip(batch["ids"], batch["speaker_ids"].tolist(), strict=True):
+                numbers.setdefault(speakers[int(name)], set()).add(number)
+    assert all(len(found) == 1 for found in numbers.values())
+    assert len(set.union(*numbers.values())) == 3
+    assert min(set.union(*numbers.values())) >= 0
+    assert all("speaker_ids" not in batch for batch in batches(speakers))
+    assert all("speaker_ids" not in batch for batch in batches([None] * 6, with_speakers=True))
+
+
 def test_rows_are_normalised_as_a_whole_before_they_are_cropped(tmp_path):
     whole = np.arange(8000, dtype=np.float32) / 10**6
     whole = (whole - whole.mean()) / np.sqrt(whole.var() + 1e-7)

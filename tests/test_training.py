@@ -37,6 +37,14 @@ TINY_MODEL = {
     "proj_codevector_dim": 8,
     "num_negatives": 5,
 }
+TINY_CPC = {
+    "conv_dim": [16] * 5,
+    "hidden_size": 16,
+    "num_negatives": 5,
+    "predictor_intermediate_size": 16,
+    "predictor_attention_heads": 2,
+}
+TINY_MODELS = {"Wav2Vec2": TINY_MODEL, "CPC": TINY_CPC}
 NO_DROPOUT = {
     **dict.fromkeys(["hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"], 0.0),
     **dict.fromkeys(["final_dropout", "feat_quantizer_dropout", "layerdrop"], 0.0),
@@ -69,7 +77,8 @@ def corpus(tmp_path_factory) -> Path:
                 time = np.arange(int(seconds * RATE)) / RATE
                 waveform = 0.3 * np.sin(2 * math.pi * 100 * ord(text[0]) * time) + 0.1 * rng.standard_normal(len(time))
                 soundfile.write(folder / split / f"{number}.wav", waveform, RATE)
-                metadata.write(json.dumps({"file_name": f"{number}.wav", "text": text}) + "\n")
+                row = {"file_name": f"{number}.wav", "text": text, "speaker_id": f"voice-{number % 2}"}
+                metadata.write(json.dumps(row) + "\n")
     return folder
 
 
@@ -77,7 +86,7 @@ def shrunk(path: Path, corpus: Path, folder: Path, *overrides: str) -> Recipe:
     """The recipe at `path` with everything it says, on a tiny model, a second of audio and two steps."""
     recipe = load_recipe(path, [f"data.train={corpus}", f"run.output_dir={folder}", *overrides])
     data, optimization = recipe.data, recipe.optimization
-    model = {**recipe.model, **TINY_MODEL}
+    model = {**recipe.model, **TINY_MODELS[recipe.architecture]}
     if "mask_feature_length" in model:
         model["mask_feature_length"] = 4
     return replace(

@@ -1,5 +1,6 @@
 """What a decoded clip becomes: an example, and examples a batch."""
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,9 +15,13 @@ from .sources import Row
 
 @dataclass
 class PretrainingCollator:
-    """Waveforms of one length: normalised whole by the feature extractor, as fairseq does; the loader crops them."""
+    """Waveforms of one length: normalised whole by the feature extractor, as fairseq does; the loader crops them.
+
+    `with_speakers` adds a number for each row's `speaker_id`, if all rows of the batch have one.
+    """
 
     feature_extractor: Callable
+    with_speakers: bool = False
 
     @property
     def sampling_rate(self) -> int:
@@ -24,10 +29,17 @@ class PretrainingCollator:
 
     def prepare(self, row: Row, waveform: np.ndarray) -> dict:
         features = self.feature_extractor(waveform, sampling_rate=self.sampling_rate, return_attention_mask=True)
-        return {"input_values": np.asarray(features["input_values"][0])}
+        example = {"input_values": np.asarray(features["input_values"][0])}
+        if self.with_speakers and row.extra.get("speaker_id") is not None:
+            # any name, and the same number in every worker and process
+            example["speaker_id"] = zlib.crc32(str(row.extra["speaker_id"]).encode())
+        return example
 
     def collate(self, examples: list[dict]) -> dict:
-        return {"input_values": torch.stack([torch.from_numpy(example["input_values"]) for example in examples])}
+        batch = {"input_values": torch.stack([torch.from_numpy(example["input_values"]) for example in examples])}
+        if all("speaker_id" in example for example in examples):
+            batch["speaker_ids"] = torch.tensor([example["speaker_id"] for example in examples])
+        return batch
 
 
 class FinetuningCollator(PretrainingCollator):

@@ -164,16 +164,24 @@ def _unchanged(loaded: dict) -> dict:
 
 
 def pretraining_batches(
-    sources, feature_extractor, *, min_seconds: float = 2.0, max_seconds: float = 15.625, **settings
+    sources,
+    feature_extractor,
+    *,
+    min_seconds: float = 2.0,
+    max_seconds: float = 15.625,
+    with_speakers: bool = False,
+    **settings,
 ) -> SpeechBatches:
     """Endless batches of random crops, `input_values` [B, S] without padding, as wav2vec and wav2vec 2.0 train on.
 
     Every row is normalised by `feature_extractor` as a whole, then all rows of a batch are cropped at random places to
     the shortest of them or `max_seconds`. The defaults are those of wav2vec 2.0 BASE: 32,000 and 250,000 samples.
-    `settings` are `num_workers` and the fields of `BatchSettings`.
+    `with_speakers` adds `speaker_ids` [B], equal for rows whose `speaker_id` is; a batch with a row that has none
+    lacks them. `settings` are `num_workers` and the fields of `BatchSettings`.
     """
     settings |= {"min_seconds": min_seconds, "max_seconds": max_seconds, "crop": True}
-    return SpeechBatches(sources=sources, collator=PretrainingCollator(feature_extractor), **settings)
+    collator = PretrainingCollator(feature_extractor, with_speakers)
+    return SpeechBatches(sources=sources, collator=collator, **settings)
 
 
 def finetuning_batches(

@@ -3,6 +3,7 @@
 python -m training.pretrain training/recipes/wav2vec2/base_ls960.yaml data.train=/my/audio run.output_dir=runs/mine
 """
 
+import inspect
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from .loop import Stage, StepOutput, make_accelerator, seed_step, train
 from .recipe import Recipe, configuration, family_class, parse_command, refuse_settings
 from .sources import as_sources, openable
 
-INPUTS = ("input_values", "attention_mask")
+INPUTS = ("input_values", "attention_mask", "speaker_ids")
 
 
 def make_feature_extractor(recipe: Recipe, config) -> transformers.Wav2Vec2FeatureExtractor:
@@ -27,6 +28,11 @@ def make_feature_extractor(recipe: Recipe, config) -> transformers.Wav2Vec2Featu
             f" so (feat_extract_norm = {config.feat_extract_norm!r}), got {recipe.do_normalize}."
         )
     return transformers.Wav2Vec2FeatureExtractor(do_normalize=expected, return_attention_mask=True)
+
+
+def wants_speakers(model: nn.Module) -> bool:
+    """Whether the objective of a model can tell the speakers of a batch apart."""
+    return "speaker_ids" in inspect.signature(type(model).forward).parameters
 
 
 def compute(model: nn.Module, batch: dict) -> StepOutput:
@@ -52,6 +58,7 @@ def evaluator(recipe: Recipe, feature_extractor, device: torch.device):
             batch_seconds=recipe.data.batch_seconds,
             min_seconds=recipe.data.min_seconds,
             max_seconds=recipe.data.max_seconds,
+            with_speakers=wants_speakers(model),
             num_epochs=1,
         )
         sums, total = {}, 0.0
@@ -87,6 +94,7 @@ def main(recipe: Recipe) -> dict:
         batch_seconds=data.batch_seconds,
         min_seconds=data.min_seconds,
         max_seconds=data.max_seconds,
+        with_speakers=wants_speakers(model),
         shuffle_window=data.shuffle_window,
         num_workers=data.num_workers,
         max_bad_fraction=data.max_bad_fraction,
