@@ -142,7 +142,7 @@ def test_a_recipe_that_normalizes_against_the_extractor_it_trains_is_refused(rec
 
     assert feature_extractor(str(right).lower()).do_normalize == right
     assert feature_extractor("null").do_normalize == right
-    with pytest.raises(ValueError, match=rf"do_normalize must be {right}.*{norm}.*got {not right}"):
+    with pytest.raises(ValueError, match=rf"do_normalize must be {right}.*got {not right}"):
         feature_extractor(str(not right).lower())
 
 

@@ -27,7 +27,7 @@ def make_feature_extractor(recipe: Recipe, config) -> transformers.Wav2Vec2Featu
     if recipe.do_normalize is not None and recipe.do_normalize != expected:
         raise ValueError(
             f"do_normalize must be {expected} for this {type(config).__name__}, whose published models were trained"
-            f" so (feat_extract_norm = {config.feat_extract_norm!r}), got {recipe.do_normalize}."
+            f" so, got {recipe.do_normalize}."
         )
     return transformers.Wav2Vec2FeatureExtractor(do_normalize=expected, return_attention_mask=True)
 
