@@ -328,7 +328,10 @@ class VQWav2VecModel(VQWav2VecPreTrainedModel):
                 " clip, which is not there yet."
             )
         latents = self.feature_extractor.stream(chunk, None if past is None else past.encoder_state)
-        codes = self.quantizer.encode(latents.frames.transpose(1, 2))
+        if latents.frames.shape[-1] > 0:
+            codes = self.quantizer.encode(latents.frames.transpose(1, 2))
+        else:  # a convolution does not take what has no frames
+            codes = torch.empty(len(chunk), 0, self.quantizer.num_groups, dtype=torch.long, device=chunk.device)
         quantized = self.quantizer.look_up(codes)
         context = self.context_network.stream(quantized.transpose(1, 2), None if past is None else past.context_state)
         return VQWav2VecStream(
