@@ -249,8 +249,9 @@ def test_without_padding_invariance_the_norm_sees_padding_as_the_original_does()
 
 
 @pytest.mark.parametrize("variant", ["base", "causal"])
-def test_loss_and_gradient_do_not_depend_on_how_clips_are_batched(variant):
-    model = pretraining_model(variant).eval()
+@pytest.mark.parametrize("project_features", ["none", "same", "new"])
+def test_loss_and_gradient_do_not_depend_on_how_clips_are_batched(variant, project_features):
+    model = pretraining_model(variant, project_features=project_features).eval()
     frames = [14, 11]
     waveforms, mask = ragged_batch(*map(samples, frames))
     negatives = negatives_of(model, frames, 14)
