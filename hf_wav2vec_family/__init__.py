@@ -3,14 +3,29 @@
 import transformers
 
 from .configuration_cpc import CPCConfig
+from .configuration_vq_wav2vec import VQWav2VecConfig
+from .configuration_wav2vec import Wav2VecConfig
 from .configuration_wav2vec2 import Wav2Vec2Config
-from .modeling_cpc import AUTO_CLASSES as CPC_AUTO_CLASSES
 from .modeling_cpc import (
     CPCForAudioFrameClassification,
     CPCForCTC,
     CPCForPreTraining,
     CPCForSequenceClassification,
     CPCModel,
+)
+from .modeling_vq_wav2vec import (
+    VQWav2VecForAudioFrameClassification,
+    VQWav2VecForCTC,
+    VQWav2VecForPreTraining,
+    VQWav2VecForSequenceClassification,
+    VQWav2VecModel,
+)
+from .modeling_wav2vec import (
+    Wav2VecForAudioFrameClassification,
+    Wav2VecForCTC,
+    Wav2VecForPreTraining,
+    Wav2VecForSequenceClassification,
+    Wav2VecModel,
 )
 from .modeling_wav2vec2 import (
     Wav2Vec2ForAudioFrameClassification,
@@ -29,14 +44,38 @@ __all__ = [
     "CPCForPreTraining",
     "CPCForSequenceClassification",
     "CPCModel",
+    "VQWav2VecConfig",
+    "VQWav2VecForAudioFrameClassification",
+    "VQWav2VecForCTC",
+    "VQWav2VecForPreTraining",
+    "VQWav2VecForSequenceClassification",
+    "VQWav2VecModel",
     "Wav2Vec2Config",
     "Wav2Vec2ForAudioFrameClassification",
     "Wav2Vec2ForCTC",
     "Wav2Vec2ForPreTraining",
     "Wav2Vec2ForSequenceClassification",
     "Wav2Vec2Model",
+    "Wav2VecConfig",
+    "Wav2VecForAudioFrameClassification",
+    "Wav2VecForCTC",
+    "Wav2VecForPreTraining",
+    "Wav2VecForSequenceClassification",
+    "Wav2VecModel",
 ]
 
-transformers.AutoConfig.register("cpc", CPCConfig, exist_ok=True)
-for _auto_class, _model_class in CPC_AUTO_CLASSES.items():
-    getattr(transformers, _auto_class).register(CPCConfig, _model_class, exist_ok=True)
+# wav2vec 2.0 is not among them: Transformers' own classes load our folders, and stay what the Auto classes find
+_REGISTERED = ("CPC", "Wav2Vec", "VQWav2Vec")
+_AUTO_CLASSES = {
+    "AutoModel": "Model",
+    "AutoModelForPreTraining": "ForPreTraining",
+    "AutoModelForCTC": "ForCTC",
+    "AutoModelForAudioClassification": "ForSequenceClassification",
+    "AutoModelForAudioFrameClassification": "ForAudioFrameClassification",
+}
+
+for _architecture in _REGISTERED:
+    _config = globals()[f"{_architecture}Config"]
+    transformers.AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    for _auto_class, _suffix in _AUTO_CLASSES.items():
+        getattr(transformers, _auto_class).register(_config, globals()[_architecture + _suffix], exist_ok=True)

@@ -5,6 +5,7 @@ wav2vec 2.0 (Baevski et al., 2020, arXiv:2006.11477, section 2).
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,48 @@ def codebook_perplexity(probabilities: Tensor) -> Tensor:
     return torch.exp(-(probabilities * torch.log(probabilities + 1e-7)).sum(dim=-1)).sum()
 
 
+def mean_distribution(probabilities: Tensor, valid: Tensor | None) -> Tensor:
+    """[B, T, G, V] -> [G, V], the mean over the frames that `valid` [B, T] marks (all if None)."""
+    if valid is None:
+        return probabilities.mean(dim=(0, 1))
+    weight = valid.to(probabilities.dtype)
+    return torch.einsum("btgv,bt->gv", probabilities, weight) / weight.sum().clamp(min=1)
+
+
+@dataclass
+class CodeUsage:
+    """How a codebook is used.
+
+    Args:
+        counts: [G, V] int64, how often each entry was chosen.
+        num_used_codes: entries chosen at least once, over all groups.
+        num_used_tuples: different combinations of one entry per group, the vocabulary of a language model on codes.
+        perplexity: sum over groups of exp(entropy) of the frequencies.
+    """
+
+    counts: Tensor
+    num_used_codes: int
+    num_used_tuples: int
+    perplexity: float
+
+
+def code_usage(codes: Tensor, num_codevectors: int, valid: Tensor | None = None) -> CodeUsage:
+    """Statistics of `codes` [..., G] with entries below `num_codevectors`; `valid` [...] bool leaves padding out."""
+    frames = codes.flatten(0, -2) if valid is None else codes[valid]
+    if frames.numel() == 0 or frames.min() < 0 or frames.max() >= num_codevectors:
+        raise ValueError(
+            f"codes must be at least one frame of entries from 0 to num_codevectors - 1 = {num_codevectors - 1}, got"
+            f" {tuple(frames.shape)}{f' with entries to {int(frames.max())}' if frames.numel() else ''}."
+        )
+    counts = torch.stack([torch.bincount(group, minlength=num_codevectors) for group in frames.unbind(dim=-1)])
+    return CodeUsage(
+        counts=counts,
+        num_used_codes=int((counts > 0).sum()),
+        num_used_tuples=len(frames.unique(dim=0)),
+        perplexity=float(codebook_perplexity(counts / len(frames))),
+    )
+
+
 class UniformLinear(nn.Linear):
     """A linear layer that starts as PyTorch's do, uniform between -1/sqrt(in) and 1/sqrt(in).
 
@@ -73,7 +116,7 @@ class GumbelVectorQuantizer(nn.Module):
         codevector_dim: int,
         depth: int = 1,
         hidden_factor: int = 3,
-        activation: type[nn.Module] = nn.GELU,
+        activation: Callable[[], nn.Module] = nn.GELU,
         share_codevectors: bool = False,
     ):
         super().__init__()
@@ -113,9 +156,15 @@ class GumbelVectorQuantizer(nn.Module):
         return QuantizerOutput(
             quantized=self.look_up(codes, soft_choice).to(hidden_states.dtype),
             codes=codes,
-            perplexity=codebook_perplexity(_mean_distribution(torch.softmax(logits, dim=-1), valid)),
-            code_perplexity=codebook_perplexity(_mean_distribution(hard_choice, valid)),
+            perplexity=codebook_perplexity(mean_distribution(torch.softmax(logits, dim=-1), valid)),
+            code_perplexity=codebook_perplexity(mean_distribution(hard_choice, valid)),
         )
+
+    @torch.no_grad()
+    def encode(self, hidden_states: Tensor) -> Tensor:
+        """Codes [B, T, G] of frames [B, T, input_dim], without noise in either mode."""
+        logits = self.weight_proj(hidden_states).float()
+        return logits.unflatten(-1, (self.num_groups, self.num_codevectors)).argmax(dim=-1)
 
     def look_up(self, codes: Tensor, soft_choice: Tensor | None = None) -> Tensor:
         """Codevectors of `codes` [B, T, G] -> [B, T, D].
@@ -131,11 +180,3 @@ class GumbelVectorQuantizer(nn.Module):
             straight_through = (soft_choice - soft_choice.detach()).to(books.dtype)
             chosen = chosen + torch.einsum("btgv,gvd->btgd", straight_through, books.detach())
         return chosen.flatten(-2)
-
-
-def _mean_distribution(probabilities: Tensor, valid: Tensor | None) -> Tensor:
-    """[B, T, G, V] -> [G, V], the mean over the frames that `valid` [B, T] marks (all if None)."""
-    if valid is None:
-        return probabilities.mean(dim=(0, 1))
-    weight = valid.to(probabilities.dtype)
-    return torch.einsum("btgv,bt->gv", probabilities, weight) / weight.sum().clamp(min=1)

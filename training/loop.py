@@ -46,6 +46,7 @@ class Stage:
         best: name of the number whose lowest value marks the best model.
         save: (model, folder) -> None writes what a user loads: model, processor.
         before_step: (model, step) -> None, called with the bare model.
+        before_batch: (model, batch, step) -> None, called with the bare model and the first batch of a step.
     """
 
     compute: Callable[[nn.Module, dict], StepOutput]
@@ -53,6 +54,7 @@ class Stage:
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     best: str | None = None
     before_step: Callable[[nn.Module, int], None] | None = None
+    before_batch: Callable[[nn.Module, dict, int], None] | None = None
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
@@ -120,7 +122,9 @@ def train(recipe: Recipe, stage: Stage, *, accelerator: Accelerator, model: nn.M
         set_learning_rate(optimizer, learning_rate(step))
         log.add_value("learning_rate", learning_rate(step))
 
-        total = accumulate(accelerator, forward_model, source, stage, log, optimization.gradient_accumulation_steps)
+        total = accumulate(
+            accelerator, forward_model, source, stage, log, optimization.gradient_accumulation_steps, step=step
+        )
         norm = apply_gradients(accelerator, model, optimizer, total, optimization.max_grad_norm)
         log.add_value("gradient_norm", norm)
         progress.step = step + 1
@@ -183,7 +187,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float):
         group["lr"] = learning_rate
 
 
-def accumulate(accelerator: Accelerator, model: nn.Module, source, stage: Stage, log: "RunLog", num: int) -> Tensor:
+def accumulate(
+    accelerator: Accelerator, model: nn.Module, source, stage: Stage, log: "RunLog", num: int, *, step: int = 0
+) -> Tensor:
     """Gradients of the summed loss of `num` batches; returns the number of targets on all processes."""
     total = torch.zeros((), device=accelerator.device)
     for i in range(num):
@@ -191,6 +197,8 @@ def accumulate(accelerator: Accelerator, model: nn.Module, source, stage: Stage,
         batch = {
             k: v.to(accelerator.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
         }
+        if i == 0 and stage.before_batch is not None:
+            stage.before_batch(accelerator.unwrap_model(model), batch, step)
         with accelerator.no_sync(model) if i < num - 1 else nullcontext():
             with accelerator.autocast():
                 output = stage.compute(model, batch)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from accelerate.utils import broadcast
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -25,7 +26,7 @@ def make_feature_extractor(recipe: Recipe, config) -> transformers.Wav2Vec2Featu
     if recipe.do_normalize is not None and recipe.do_normalize != expected:
         raise ValueError(
             f"do_normalize must be {expected} for this {type(config).__name__}, whose published models were trained"
-            f" so (feat_extract_norm = {config.feat_extract_norm!r}), got {recipe.do_normalize}."
+            f" so, got {recipe.do_normalize}."
         )
     return transformers.Wav2Vec2FeatureExtractor(do_normalize=expected, return_attention_mask=True)
 
@@ -44,6 +45,32 @@ def compute(model: nn.Module, batch: dict) -> StepOutput:
         if isinstance(value, torch.Tensor) and value.dim() == 0 and name not in ("loss", "num_targets")
     }
     return StepOutput(output.loss, output.num_targets, scalars)
+
+
+def codebook_care(recipe: Recipe, config):
+    """What keeps a k-means codebook in use during training, or None if the recipe asks for nothing.
+
+    Every process would take other frames from its own batch, so the first one's codebook goes to all.
+    """
+    options = recipe.optimization.codebook
+    if not options:
+        return None
+    if getattr(config, "quantizer_type", None) != "kmeans":
+        raise ValueError(f"optimization.codebook needs a model with a k-means quantizer, got {type(config).__name__}.")
+    every = options.get("restart_every_steps", 0)
+
+    def before_batch(model: nn.Module, batch: dict, step: int):
+        inputs = {name: batch[name] for name in INPUTS if batch.get(name) is not None}
+        encoder = model.base_model
+        if step == 0 and options.get("initialize"):
+            encoder.initialize_codebook(**inputs)
+        elif step > 0 and every and step % every == 0:
+            encoder.restart_dead_codes(**inputs)
+        else:
+            return
+        broadcast(encoder.quantizer.codevectors.data)
+
+    return before_batch
 
 
 def evaluator(recipe: Recipe, feature_extractor, device: torch.device):
@@ -113,6 +140,7 @@ def main(recipe: Recipe) -> dict:
         save=save,
         evaluate=evaluator(recipe, feature_extractor, accelerator.device) if data.evaluation else None,
         best=recipe.run.best_metric or "contrastive_loss",
+        before_batch=codebook_care(recipe, config),
     )
     return train(recipe, stage, accelerator=accelerator, model=model, batches=batches)
 

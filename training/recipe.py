@@ -58,6 +58,8 @@ class OptimizationRecipe:
         learning_rate: the peak.
         schedule: `{kind: ..., options}`, a function of training/schedules.py.
         gumbel_temperature: `{kind: ..., options}` for models with a Gumbel quantizer, else nothing.
+        codebook: `{initialize: true, restart_every_steps: N}` for models with a k-means quantizer, else nothing: take
+            the codebook from the first batch, and every N steps move entries that no frame of a batch chooses.
         max_grad_norm: gradients above this norm are scaled down; 0 leaves them alone.
         frozen_encoder_steps: fine-tuning only: steps in which nothing but the head learns.
     """
@@ -66,6 +68,7 @@ class OptimizationRecipe:
     num_steps: int = 400_000
     schedule: dict[str, Any] = field(default_factory=lambda: {"kind": "polynomial", "warmup_steps": 32_000})
     gumbel_temperature: dict[str, Any] | None = None
+    codebook: dict[str, Any] | None = None
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
     weight_decay: float = 0.01
@@ -154,6 +157,9 @@ def check_recipe(recipe: Recipe):
     optimization = recipe.optimization
     learning_rates(optimization)
     temperatures(optimization)
+    unknown = sorted(set(optimization.codebook or {}) - {"initialize", "restart_every_steps"})
+    if unknown:
+        raise ValueError(f"optimization.codebook takes initialize, restart_every_steps, got {', '.join(unknown)}.")
     accepted = ("no", "bf16", "fp16")
     if optimization.mixed_precision not in accepted:
         raise ValueError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_wav2vec_family.conversion import cpc_audio, fairseq_wav2vec2
+from hf_wav2vec_family.conversion import cpc_audio, fairseq_wav2vec, fairseq_wav2vec2
 from hf_wav2vec_family.conversion.checkpoint_file import read_checkpoint
 from hf_wav2vec_family.conversion.converted_checkpoint import ConvertedCheckpoint
 
@@ -33,6 +33,8 @@ class Converter:
 CONVERTERS = (
     Converter(fairseq_wav2vec2.PRETRAINING, fairseq_wav2vec2.is_pretrained, fairseq_wav2vec2.convert_pretrained),
     Converter(fairseq_wav2vec2.CTC, fairseq_wav2vec2.is_ctc, fairseq_wav2vec2.convert_ctc),
+    Converter(fairseq_wav2vec.WAV2VEC, fairseq_wav2vec.is_wav2vec, fairseq_wav2vec.convert_wav2vec),
+    Converter(fairseq_wav2vec.VQ_WAV2VEC, fairseq_wav2vec.is_vq_wav2vec, fairseq_wav2vec.convert_vq_wav2vec),
     Converter(cpc_audio.PUBLISHED, cpc_audio.is_published, cpc_audio.convert_published),
     Converter(
         cpc_audio.TRAINING,
@@ -47,9 +49,9 @@ def convert_checkpoint(path: str | Path, *, dictionary: str | Path | None = None
     """Convert the original checkpoint at `path`; its kind is found from its contents.
 
     Args:
-        path: A checkpoint of fairseq, of any year: wav2vec 2.0, pre-trained or fine-tuned with CTC. Or one of
-            CPC_audio: of its training, with `checkpoint_args.json` beside it if there is one, or as published.
-            Nothing in the file is executed.
+        path: A checkpoint of fairseq, of any year: wav2vec, vq-wav2vec, or wav2vec 2.0, pre-trained or fine-tuned
+            with CTC. Or one of CPC_audio: of its training, with `checkpoint_args.json` beside it if there is one, or
+            as published. Nothing in the file is executed.
         dictionary: `dict.ltr.txt` of the training data of a CTC model. Without it there is no tokenizer.
 
     Returns:

@@ -1,12 +1,13 @@
 """What the checkpoints of all fairseq models share: options in three layouts, layer lists, dictionaries."""
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor
 
 MAX_CONV_LAYERS = 1000
 DICTIONARY_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
@@ -134,8 +135,8 @@ class ConvLayers:
     strides: list[int]
 
 
-def parse_conv_layers(expression: str | list) -> ConvLayers:
-    """Read a list of (channels, kernel size, stride) such as `[(512, 10, 5)] + [(512, 3, 2)] * 4`.
+def parse_conv_layers(expression: str | list, option: str = "conv_feature_layers") -> ConvLayers:
+    """Read the list of (channels, kernel size, stride) of an `option`, such as `[(512, 10, 5)] + [(512, 3, 2)] * 4`.
 
     fairseq evaluates this option as Python code; here it may consist of integers, tuples, lists, `+` and `*` only.
 
@@ -147,11 +148,9 @@ def parse_conv_layers(expression: str | list) -> ConvLayers:
         try:
             layers = _arithmetic(ast.parse(expression.strip(), mode="eval").body)
         except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
-            raise ValueError(f"Option conv_feature_layers is {expression!r}: {error}") from error
+            raise ValueError(f"Option {option} is {expression!r}: {error}") from error
     if not (isinstance(layers, list) and layers and all(_is_conv_layer(layer) for layer in layers)):
-        raise ValueError(
-            f"Option conv_feature_layers is {expression!r}, expected a list of (channels, kernel size, stride)."
-        )
+        raise ValueError(f"Option {option} is {expression!r}, expected a list of (channels, kernel size, stride).")
     return ConvLayers(*(list(column) for column in zip(*layers, strict=True)))
 
 
@@ -182,6 +181,46 @@ def _product(left: Any, right: Any) -> Any:
     if length * count > MAX_CONV_LAYERS and not (isinstance(left, int) and isinstance(right, int)):
         raise ValueError(f"it has more than {MAX_CONV_LAYERS} layers.")
     return left * right
+
+
+def fill(
+    model: PreTrainedModel,
+    weights: Mapping[str, torch.Tensor],
+    sources: Mapping[str, str],
+    *,
+    optional: Collection[str] = (),
+) -> PreTrainedModel:
+    """Copy the file's `weights` into `model`, whose own weights come from those that `sources` names.
+
+    Args:
+        optional: Names in the file that the model may have no place for.
+
+    Raises:
+        ValueError: A weight of the model is not in the file, one of the file is not in the model, or shapes differ.
+    """
+    own = model.state_dict()
+    if missing := sorted(set(sources.values()) - weights.keys()):
+        raise ValueError(f"The checkpoint lacks weights of the model: {', '.join(missing)}.")
+    if unknown := sorted(weights.keys() - set(sources.values()) - set(optional)):
+        raise ValueError(f"The checkpoint has weights that are not of the model: {', '.join(unknown)}.")
+    for name, source in sources.items():
+        if own[name].shape != weights[source].shape:
+            raise ValueError(
+                f"Weight {source} has shape {tuple(weights[source].shape)}, but the recorded options make it"
+                f" {tuple(own[name].shape)}."
+            )
+    model.load_state_dict({name: weights[source] for name, source in sources.items()})
+    return model.eval()
+
+
+def feature_extractor(options: TrainingOptions) -> Wav2Vec2FeatureExtractor:
+    """What prepares waveforms as the recorded task did."""
+    # The model section repeats the task's setting.
+    defaults = {"normalize": options.model.get("normalize") or False, "sample_rate": 16000}
+    task = Options(options.task, defaults)
+    return Wav2Vec2FeatureExtractor(
+        sampling_rate=task.integer("sample_rate"), do_normalize=task.flag("normalize"), return_attention_mask=True
+    )
 
 
 def read_dictionary(path: str | Path) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedModel, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
+from transformers import PreTrainedModel, Wav2Vec2CTCTokenizer
 
 from hf_wav2vec_family.configuration_wav2vec2 import Wav2Vec2Config
 from hf_wav2vec_family.conversion.converted_checkpoint import ConvertedCheckpoint
@@ -18,6 +18,8 @@ from hf_wav2vec_family.conversion.fairseq_file import (
     FairseqCheckpoint,
     Options,
     TrainingOptions,
+    feature_extractor,
+    fill,
     is_fairseq,
     parse_conv_layers,
     read_dictionary,
@@ -161,7 +163,7 @@ def convert_pretrained(checkpoint: dict[str, Any], dictionary: str | Path | None
     file = FairseqCheckpoint.from_file(checkpoint)
     config = pretraining_config(file.options)
     model = _filled(Wav2Vec2ForPreTraining(config), file.weights, prefix="")
-    return ConvertedCheckpoint(model, _feature_extractor(file.options), None, PRETRAINING)
+    return ConvertedCheckpoint(model, feature_extractor(file.options), None, PRETRAINING)
 
 
 def convert_ctc(checkpoint: dict[str, Any], dictionary: str | Path | None) -> ConvertedCheckpoint:
@@ -173,7 +175,7 @@ def convert_ctc(checkpoint: dict[str, Any], dictionary: str | Path | None) -> Co
     vocab_size = len(output_layer)
     tokenizer = None if dictionary is None else ctc_tokenizer(dictionary, vocab_size)
     model = _filled(Wav2Vec2ForCTC(ctc_config(file.options, vocab_size)), file.weights, prefix=ENCODER_PREFIX)
-    return ConvertedCheckpoint(model, _feature_extractor(file.options), tokenizer, CTC)
+    return ConvertedCheckpoint(model, feature_extractor(file.options), tokenizer, CTC)
 
 
 def pretraining_config(options: TrainingOptions) -> Wav2Vec2Config:
@@ -317,38 +319,13 @@ def _loss_weights(options: TrainingOptions) -> list[float]:
     return weights
 
 
-def _feature_extractor(options: TrainingOptions) -> Wav2Vec2FeatureExtractor:
-    # The model section repeats the task's setting.
-    defaults = {"normalize": options.model.get("normalize") or False, "sample_rate": 16000}
-    task = Options(options.task, defaults)
-    return Wav2Vec2FeatureExtractor(
-        sampling_rate=task.integer("sample_rate"), do_normalize=task.flag("normalize"), return_attention_mask=True
-    )
-
-
 def _filled(model: PreTrainedModel, weights: dict[str, torch.Tensor], *, prefix: str) -> PreTrainedModel:
-    """Copy the file's `weights` into `model`; `prefix` is where the encoder's names begin in the file.
-
-    Raises:
-        ValueError: A weight of the model is not in the file, one of the file is not in the model, or shapes differ.
-    """
+    """Copy the file's `weights` into `model`, as `fill` does; `prefix` is where the encoder's names begin there."""
     renamings = [*RENAMINGS, CONV_NORM_RENAMINGS[model.config.feat_extract_norm]]
-    own = model.state_dict()
-    sources = {name: fairseq_name(name, renamings, prefix) for name in own}
+    sources = {name: fairseq_name(name, renamings, prefix) for name in model.state_dict()}
     weights = weights | _weights_fairseq_leaves_out(model, weights, prefix)
-    unused = {prefix + "mask_emb"} - set(sources.values())  # a model that never masks has no mask embedding
-    if missing := sorted(set(sources.values()) - weights.keys()):
-        raise ValueError(f"The checkpoint lacks weights of the model: {', '.join(missing)}.")
-    if unknown := sorted(weights.keys() - set(sources.values()) - unused):
-        raise ValueError(f"The checkpoint has weights that are not of the model: {', '.join(unknown)}.")
-    for name, source in sources.items():
-        if own[name].shape != weights[source].shape:
-            raise ValueError(
-                f"Weight {source} has shape {tuple(weights[source].shape)}, but the recorded options make it"
-                f" {tuple(own[name].shape)}."
-            )
-    model.load_state_dict({name: weights[source] for name, source in sources.items()})
-    return model.eval()
+    # a model that never masks has no mask embedding
+    return fill(model, weights, sources, optional={prefix + "mask_emb"})
 
 
 def _weights_fairseq_leaves_out(

@@ -1,0 +1,296 @@
+"""wav2vec (Schneider et al., 2019, arXiv:1904.05862).
+
+An encoder of strided convolutions turns the waveform into latent frames z, 10 ms apart; a stack of causal convolutions
+turns those into context c; from c at a frame, K maps tell the next K latent frames from others of the same clip. The
+context serves as input of an acoustic model in place of log-mel filter banks.
+
+Where paper and original code disagree, `Wav2VecConfig` says so and has both. As published, the group norm spans a
+whole clip, so that the model is not causal although its convolutions are: `conv_norm="layer"` is, and streams.
+Differences to the original code: padding changes nothing unless `padding_invariant` is off, a frame is never its own
+negative, and a recurrent context network recurs over time.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import ModelOutput, Wav2Vec2BaseModelOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import can_return_tuple
+
+from .causal_conv import CausalConvNetwork, CausalGRU, ConvEncoder
+from .configuration_wav2vec import Wav2VecConfig
+from .conv_model import ConvModelMixin
+from .future_prediction import FuturePrediction
+from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
+
+
+@dataclass
+class Wav2VecForPreTrainingOutput(ModelOutput):
+    """
+    Args:
+        loss: scalar, equal to `contrastive_loss`.
+        contrastive_loss: mean over all pairs of a context and a step of the sum over their candidates.
+        step_losses: [K], the same for each step.
+        accuracy: share of the pairs whose positive scores at least as high as every negative, unless all tie.
+        num_targets: pairs; `loss * num_targets` is the sum that the original code minimises.
+        last_hidden_state: c [B, T, H]. extract_features: z [B, T, C]. hidden_states: if asked for.
+    """
+
+    loss: Tensor | None = None
+    contrastive_loss: Tensor | None = None
+    step_losses: Tensor | None = None
+    accuracy: Tensor | None = None
+    num_targets: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    extract_features: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class Wav2VecStream:
+    """Frames that a chunk completes and what `stream` needs to go on.
+
+    Args:
+        last_hidden_state: c [B, T, H]. extract_features: z [B, T, C].
+        encoder_state, context_state: at most a receptive field of numbers, however long the stream is.
+    """
+
+    last_hidden_state: Tensor
+    extract_features: Tensor
+    encoder_state: list[Tensor]
+    context_state: list[Tensor] | None
+
+
+def make_encoder(config: Wav2VecConfig) -> ConvEncoder:
+    return ConvEncoder(
+        config.conv_dim,
+        config.conv_kernel,
+        config.conv_stride,
+        skip_connections=config.feat_skip_connections,
+        residual_scale=config.residual_scale,
+        log_compression=config.log_compression,
+        norm=config.conv_norm,
+        affine=config.conv_norm_affine,
+        activation=ACT2FN[config.hidden_act],
+        dropout=config.conv_dropout,
+    )
+
+
+def make_context_network(config: Wav2VecConfig) -> CausalConvNetwork | CausalGRU:
+    if config.context_type == "gru":
+        return CausalGRU(config.conv_dim[-1], config.context_dim[0])
+    return CausalConvNetwork(
+        config.conv_dim[-1],
+        config.context_dim,
+        config.context_kernel,
+        padding=config.context_padding,
+        skip_connections=config.context_skip_connections,
+        residual_scale=config.residual_scale,
+        bias=config.context_bias,
+        norm=config.conv_norm,
+        affine=config.conv_norm_affine,
+        activation=ACT2FN[config.hidden_act],
+        dropout=config.conv_dropout,
+    )
+
+
+class Wav2VecPreTrainedModel(ConvModelMixin, PreTrainedModel):
+    """Initialisation, lengths and masks for every wav2vec model."""
+
+    config: Wav2VecConfig
+    base_model_prefix = "wav2vec"
+    main_input_name = "input_values"
+    input_modalities = "audio"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar = ["ConvBlock"]
+    travelling_classes: ClassVar = {
+        "AutoConfig": "configuration_wav2vec.Wav2VecConfig",
+        "AutoModel": "modeling_wav2vec.Wav2VecModel",
+        "AutoModelForPreTraining": "modeling_wav2vec.Wav2VecForPreTraining",
+        "AutoModelForCTC": "modeling_wav2vec.Wav2VecForCTC",
+        "AutoModelForAudioClassification": "modeling_wav2vec.Wav2VecForSequenceClassification",
+        "AutoModelForAudioFrameClassification": "modeling_wav2vec.Wav2VecForAudioFrameClassification",
+    }
+
+
+class Wav2VecModel(Wav2VecPreTrainedModel):
+    """Waveform to latent frames z and context c."""
+
+    def __init__(self, config: Wav2VecConfig):
+        super().__init__(config)
+        self.feature_extractor = make_encoder(config)
+        self.feature_dropout = nn.Dropout(config.feat_dropout)
+        self.context_network = make_context_network(config)
+        self.post_init()
+
+    def freeze_feature_encoder(self):
+        """Stops training the convolutions of the encoder."""
+        self.feature_extractor.requires_grad_(False)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        output_hidden_states: bool | None = None,
+    ) -> Wav2Vec2BaseModelOutput:
+        """
+        Args:
+            input_values: [B, S] waveform at 16 kHz, as it was recorded.
+            attention_mask: [B, S], 1 for samples, 0 for padding on the right.
+
+        Returns: `last_hidden_state` c [B, T, H], `extract_features` z [B, T, C]; `hidden_states`, z and the output of
+            each layer of the context network, if asked for.
+        """
+        samples = self.sample_lengths(input_values, attention_mask)
+        samples = samples if self.config.padding_invariant else None
+        lengths = None if samples is None else self.num_frames(samples)
+        latents = self.feature_extractor(input_values, samples)
+        layers = self.context_network(self.feature_dropout(latents), lengths)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return Wav2Vec2BaseModelOutput(
+            last_hidden_state=layers[-1].transpose(1, 2),
+            extract_features=latents.transpose(1, 2),
+            hidden_states=tuple(x.transpose(1, 2) for x in (latents, *layers)) if wanted else None,
+        )
+
+    @torch.no_grad()
+    def stream(self, chunk: Tensor, past: Wav2VecStream | None = None) -> Wav2VecStream:
+        """The next samples of a waveform [B, S], of any number, and the last answer -> the frames they complete.
+
+        All answers one behind the other equal one pass over the whole waveform. Needs `conv_norm="layer"`.
+        """
+        if self.config.conv_norm != "layer":
+            raise ValueError(
+                f'stream needs conv_norm="layer", got {self.config.conv_norm!r}: its statistics are those of a whole'
+                " clip, which is not there yet."
+            )
+        latents = self.feature_extractor.stream(chunk, None if past is None else past.encoder_state)
+        context = self.context_network.stream(latents.frames, None if past is None else past.context_state)
+        return Wav2VecStream(
+            last_hidden_state=context.frames.transpose(1, 2),
+            extract_features=latents.frames.transpose(1, 2),
+            encoder_state=latents.state,
+            context_state=context.state,
+        )
+
+
+class Wav2VecForPreTraining(Wav2VecPreTrainedModel):
+    """wav2vec with its objective (section 3.2)."""
+
+    def __init__(self, config: Wav2VecConfig):
+        super().__init__(config)
+        self.wav2vec = Wav2VecModel(config)
+        self.context_dropout = nn.Dropout(config.context_dropout)
+        self.project_features = make_context_network(config) if config.project_features == "new" else None
+        self.prediction = FuturePrediction(
+            config.hidden_size,
+            config.conv_dim[-1] if config.project_features == "none" else config.hidden_size,
+            num_steps=config.num_prediction_steps,
+            offset=config.first_predicted_frame,
+            objective=config.objective,
+            num_negatives=config.num_negatives,
+            num_cross_sample_negatives=config.num_cross_sample_negatives,
+            balanced_classes=config.balanced_classes,
+            bias_per_step=config.prediction_bias == "per_step",
+            dropout=config.conv_dropout,
+        )
+        self.post_init()
+
+    def freeze_feature_encoder(self):
+        """Stops training the convolutions of the encoder."""
+        self.wav2vec.freeze_feature_encoder()
+
+    def targets(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """What the context has to tell: latent frames [B, T, C], or what `project_features` makes of them."""
+        if self.config.project_features == "none":
+            return latents
+        network = self.project_features or self.wav2vec.context_network
+        lengths = lengths if self.config.padding_invariant else None
+        return network(latents.transpose(1, 2), lengths)[-1].transpose(1, 2)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        sampled_negative_indices: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> Wav2VecForPreTrainingOutput:
+        """
+        Args:
+            input_values: [B, S] waveform at 16 kHz, long enough for all prediction steps.
+            attention_mask: [B, S], 1 for samples, 0 for padding on the right.
+            sampled_negative_indices: [B, N, T] negatives of each target frame as indices into the B * T frames, the
+                same for all steps, those from other clips last; drawn on the device from valid frames if not given.
+            generator: for the negatives, on the device of the input.
+        """
+        outputs = self.wav2vec(input_values, attention_mask, output_hidden_states=output_hidden_states)
+        lengths = None if attention_mask is None else self.num_frames(attention_mask.sum(dim=-1))
+        found = self.prediction(
+            self.context_dropout(outputs.last_hidden_state),
+            self.targets(outputs.extract_features, lengths),
+            lengths,
+            sampled_negative_indices=sampled_negative_indices,
+            generator=generator,
+        )
+        return Wav2VecForPreTrainingOutput(
+            loss=found.loss,
+            contrastive_loss=found.loss,
+            step_losses=found.step_losses,
+            accuracy=found.accuracy,
+            num_targets=found.num_targets,
+            last_hidden_state=outputs.last_hidden_state,
+            extract_features=outputs.extract_features,
+            hidden_states=outputs.hidden_states,
+        )
+
+
+class Wav2VecForCTC(CTCHead, Wav2VecPreTrainedModel):
+    """wav2vec with a linear layer over the symbols of a language."""
+
+    def __init__(self, config: Wav2VecConfig):
+        super().__init__(config)
+        self.wav2vec = Wav2VecModel(config)
+        if config.use_weighted_layer_sum:
+            self.add_layer_weights(len(config.context_dim) + 1)
+        self.add_ctc_head(config.hidden_size, config.vocab_size, config.final_dropout)
+        self.post_init()
+
+
+class Wav2VecForSequenceClassification(SequenceClassificationHead, Wav2VecPreTrainedModel):
+    """wav2vec with one class per clip."""
+
+    def __init__(self, config: Wav2VecConfig):
+        super().__init__(config)
+        self.wav2vec = Wav2VecModel(config)
+        if config.use_weighted_layer_sum:
+            self.add_layer_weights(len(config.context_dim) + 1)
+        self.add_classifier(config.hidden_size, config.classifier_proj_size, config.num_labels)
+        self.post_init()
+
+
+class Wav2VecForAudioFrameClassification(AudioFrameClassificationHead, Wav2VecPreTrainedModel):
+    """wav2vec with one class per frame."""
+
+    def __init__(self, config: Wav2VecConfig):
+        super().__init__(config)
+        self.wav2vec = Wav2VecModel(config)
+        if config.use_weighted_layer_sum:
+            self.add_layer_weights(len(config.context_dim) + 1)
+        self.add_classifier(config.hidden_size, config.num_labels)
+        self.post_init()
+
+
+Wav2VecConfig.register_for_auto_class()
+Wav2VecModel.register_for_auto_class("AutoModel")
+Wav2VecForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+Wav2VecForCTC.register_for_auto_class("AutoModelForCTC")
+Wav2VecForSequenceClassification.register_for_auto_class("AutoModelForAudioClassification")
+Wav2VecForAudioFrameClassification.register_for_auto_class("AutoModelForAudioFrameClassification")
