@@ -44,7 +44,20 @@ TINY_CPC = {
     "predictor_intermediate_size": 16,
     "predictor_attention_heads": 2,
 }
-TINY_MODELS = {"Wav2Vec2": TINY_MODEL, "CPC": TINY_CPC}
+TINY_WAV2VEC = {
+    "conv_dim": [8] * 5,
+    "conv_kernel": [10, 8, 4, 4, 4],
+    "conv_stride": [5, 4, 2, 2, 2],
+    "context_dim": [8, 8],
+    "context_kernel": [2, 3],
+    "num_negatives": 5,
+}
+TINY_MODELS = {
+    "Wav2Vec2": TINY_MODEL,
+    "CPC": TINY_CPC,
+    "Wav2Vec": TINY_WAV2VEC,
+    "VQWav2Vec": {**TINY_WAV2VEC, "num_codevectors_per_group": 4},
+}
 NO_DROPOUT = {
     **dict.fromkeys(["hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"], 0.0),
     **dict.fromkeys(["final_dropout", "feat_quantizer_dropout", "layerdrop"], 0.0),
