@@ -105,7 +105,7 @@ def test_public_names_are_those_of_the_design():
 
     assert set(hf_wav2vec_family.__all__) <= set(dir(hf_wav2vec_family))
     for head in ("Model", "ForPreTraining", "ForCTC", "ForSequenceClassification", "ForAudioFrameClassification"):
-        for architecture in ("VQWav2Vec", "Wav2Vec", "Wav2Vec2"):
+        for architecture in ("CPC", "Wav2Vec", "VQWav2Vec", "Wav2Vec2"):
             assert f"{architecture}{head}" in hf_wav2vec_family.__all__
 
 
