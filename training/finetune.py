@@ -17,7 +17,7 @@ from .data import finetuning_batches
 from .evaluate import evaluate_on, write_report
 from .loop import Stage, StepOutput, make_accelerator, train
 from .pretrain import make_feature_extractor
-from .recipe import Recipe, configuration, family_class, parse_command, refuse_settings
+from .recipe import Recipe, batch_settings, configuration, family_class, parse_command, refuse_settings
 from .sources import as_sources, open_source, openable
 
 # ids as in the published English models, most frequent letters first
@@ -123,18 +123,8 @@ def main(recipe: Recipe) -> dict:
         as_sources(data.train),
         processor,
         num_frames=model.num_frames,
-        seed=recipe.run.seed,
-        batch_seconds=data.batch_seconds,
-        min_seconds=data.min_seconds,
-        max_seconds=data.max_seconds,
-        shuffle_window=data.shuffle_window,
-        num_workers=data.num_workers,
-        max_bad_fraction=data.max_bad_fraction,
-        budget_seconds=data.budget_seconds,
-        budget_seed=data.budget_seed,
         text_case=data.text_case,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+        **batch_settings(recipe, rank=accelerator.process_index, world_size=accelerator.num_processes),
     )
 
     def save(model: nn.Module, folder: Path):

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from .data import pretraining_batches
 from .loop import Stage, StepOutput, make_accelerator, seed_step, train
-from .recipe import Recipe, configuration, family_class, parse_command, refuse_settings
+from .recipe import Recipe, batch_settings, configuration, family_class, parse_command, refuse_settings
 from .sources import as_sources, openable
 
 INPUTS = ("input_values", "attention_mask", "speaker_ids")
@@ -117,18 +117,8 @@ def main(recipe: Recipe) -> dict:
     batches = pretraining_batches(
         as_sources(data.train),
         feature_extractor,
-        seed=recipe.run.seed,
-        batch_seconds=data.batch_seconds,
-        min_seconds=data.min_seconds,
-        max_seconds=data.max_seconds,
         with_speakers=wants_speakers(model),
-        shuffle_window=data.shuffle_window,
-        num_workers=data.num_workers,
-        max_bad_fraction=data.max_bad_fraction,
-        budget_seconds=data.budget_seconds,
-        budget_seed=data.budget_seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+        **batch_settings(recipe, rank=accelerator.process_index, world_size=accelerator.num_processes),
     )
 
     def save(model: nn.Module, folder: Path):

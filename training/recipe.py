@@ -207,6 +207,15 @@ def configuration(config_class: type, fields: dict[str, Any], **more: Any):
     return config_class(**{**fields, **more})
 
 
+def batch_settings(recipe: Recipe, *, rank: int, world_size: int) -> dict[str, Any]:
+    """What the training batches of any stage are made by, as `SpeechBatches` takes it."""
+    data = recipe.data
+    names = ("batch_seconds", "min_seconds", "max_seconds", "shuffle_window", "num_workers", "max_bad_fraction")
+    budget = {"budget_seconds": data.budget_seconds, "budget_seed": data.budget_seed}
+    given = {name: getattr(data, name) for name in names}
+    return {**given, **budget, "seed": recipe.run.seed, "rank": rank, "world_size": world_size}
+
+
 def family_class(recipe: Recipe, suffix: str) -> type:
     """A class of the package by the recipe's architecture: "Config", "ForPreTraining", "ForCTC"."""
     found = getattr(hf_wav2vec_family, recipe.architecture + suffix, None)
