@@ -55,6 +55,41 @@ def num_valid(attention_mask: Tensor) -> Tensor:
     return (attention_mask != 0).sum(dim=-1)
 
 
+def sample_lengths(input_values: Tensor, attention_mask: Tensor | None, needed: int) -> Tensor | None:
+    """Valid samples [B] of the waveforms [B, S], None without a mask.
+
+    Args:
+        needed: the fewest samples that make a frame.
+
+    Raises:
+        ValueError: a waveform too short for a frame, a mask of another shape, and, where the mask is on the host (a
+            device would have to be waited for), a row that begins with padding or marks too few samples.
+    """
+    if input_values.dim() != 2 or input_values.shape[-1] < needed:
+        raise ValueError(
+            f"input_values must be [B, S] with at least {needed} samples, the fewest that make a frame, but came as"
+            f" {tuple(input_values.shape)}."
+        )
+    if attention_mask is None:
+        return None
+    if attention_mask.shape != input_values.shape:
+        raise ValueError(
+            f"attention_mask must be {tuple(input_values.shape)} as input_values, got {tuple(attention_mask.shape)}."
+        )
+    lengths = num_valid(attention_mask)
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not attention_mask[:, 0].all():
+            row = int(attention_mask[:, 0].argmin())
+            raise ValueError(f"attention_mask must pad on the right, but row {row} begins with padding.")
+        if lengths.min() < needed:
+            row = int(lengths.argmin())
+            raise ValueError(
+                f"each row of attention_mask must mark at least {needed} samples, the fewest that make a frame, but"
+                f" row {row} marks {int(lengths[row])}."
+            )
+    return lengths
+
+
 def valid_frames(lengths: Tensor, total: int) -> Tensor:
     """[B] numbers of valid frames -> [B, total] bool, True where a frame is not padding."""
     return torch.arange(total, device=lengths.device) < lengths[:, None]

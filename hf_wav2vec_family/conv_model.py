@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .conv import num_frames, receptive_field, valid_frames
+from .conv import num_frames, num_valid, receptive_field, sample_lengths, valid_frames
 from .future_prediction import StepPredictor
 from .quantizers import UniformLinear
 
@@ -26,26 +26,12 @@ class ConvModelMixin:
 
     def frame_mask(self, attention_mask: Tensor, total: int) -> Tensor:
         """Mask of samples [B, S] -> mask of the `total` = T frames, [B, T] bool."""
-        return valid_frames(self.num_frames(attention_mask.sum(dim=-1)), total)
+        return valid_frames(self.num_frames(num_valid(attention_mask)), total)
 
     def sample_lengths(self, input_values: Tensor, attention_mask: Tensor | None) -> Tensor | None:
         """Valid samples [B] of each row, None without a mask; a row without a single frame is refused."""
         needed = receptive_field(self.config.conv_kernel, self.config.conv_stride)
-        if input_values.dim() != 2 or input_values.shape[-1] < needed:
-            raise ValueError(
-                f"input_values must be [B, S] with at least {needed} samples, the receptive field of one frame, but"
-                f" came as {tuple(input_values.shape)}."
-            )
-        if attention_mask is None:
-            return None
-        lengths = attention_mask.sum(dim=-1)
-        if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and lengths.min() < needed:
-            row = int(lengths.argmin())
-            raise ValueError(
-                f"each row of attention_mask must mark at least {needed} samples, the receptive field of one frame,"
-                f" but row {row} marks {int(lengths[row])}."
-            )
-        return lengths
+        return sample_lengths(input_values, attention_mask, needed)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

@@ -23,7 +23,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from .configuration_cpc import CPCConfig
-from .conv import MaskedGroupNorm, num_frames, num_samples_needed, valid_frames
+from .conv import MaskedGroupNorm, num_frames, num_samples_needed, num_valid, sample_lengths, valid_frames
 from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
 from .masking import take_frames
 from .predictors import ConvPredictors, FeedForwardPredictors, LinearPredictors, TransformerPredictors
@@ -394,7 +394,7 @@ class CPCPreTrainedModel(PreTrainedModel):
 
     def frame_mask(self, attention_mask: Tensor, total: int) -> Tensor:
         """Mask of samples [B, S] -> mask of the `total` = T frames, [B, T] bool."""
-        return valid_frames(self.num_frames(attention_mask.sum(dim=-1)), total)
+        return valid_frames(self.num_frames(num_valid(attention_mask)), total)
 
 
 class CPCModel(CPCPreTrainedModel):
@@ -428,8 +428,8 @@ class CPCModel(CPCPreTrainedModel):
         Raises:
             ValueError: a clip is too short for a frame.
         """
-        self._refuse_what_has_no_frame(input_values, attention_mask)
-        lengths = attention_mask.sum(dim=-1) if attention_mask is not None and self.config.padding_invariant else None
+        lengths = sample_lengths(input_values, attention_mask, self.num_samples_needed)
+        lengths = lengths if self.config.padding_invariant else None
         frames = self.encoder(input_values, lengths)
         if self.config.reversed_time:
             lengths = None if lengths is None else self.num_frames(lengths)
@@ -473,7 +473,7 @@ class CPCModel(CPCPreTrainedModel):
         if carry_convolutions:
             frames, conv_inputs = self.encoder.stream(chunk, conv_inputs, final)
         else:
-            self._refuse_what_has_no_frame(chunk, None)
+            sample_lengths(chunk, None, self.num_samples_needed)
             frames = self.encoder(chunk)
         context, recurrent = self.context_network(frames, recurrent)
         return CPCModelOutput(
@@ -481,6 +481,11 @@ class CPCModel(CPCPreTrainedModel):
             extract_features=frames,
             state=None if final else CPCStreamState(conv_inputs, recurrent),
         )
+
+    @property
+    def num_samples_needed(self) -> int:
+        """The fewest samples that make a frame."""
+        return num_samples_needed(1, self.config.conv_kernel, self.config.conv_stride, self.config.conv_padding)
 
     def _refuse_what_cannot_stream(self, chunk: Tensor, state: CPCStreamState | None, carry_convolutions: bool):
         config = self.config
@@ -498,24 +503,6 @@ class CPCModel(CPCPreTrainedModel):
             raise ValueError(
                 f"carry_convolutions must stay what it was with the first chunk, {bool(state.conv_inputs)}, got"
                 f" {carry_convolutions}."
-            )
-
-    def _refuse_what_has_no_frame(self, input_values: Tensor, attention_mask: Tensor | None):
-        config = self.config
-        needed = num_samples_needed(1, config.conv_kernel, config.conv_stride, config.conv_padding)
-        if input_values.shape[-1] < needed:
-            raise ValueError(
-                f"input_values must have at least {needed} samples, the fewest that make a frame, but came as"
-                f" {tuple(input_values.shape)}."
-            )
-        if attention_mask is None or attention_mask.is_cuda or torch.compiler.is_compiling():
-            return
-        lengths = attention_mask.sum(dim=-1)
-        if lengths.min() < needed:
-            row = int(lengths.argmin())
-            raise ValueError(
-                f"each row of attention_mask must mark at least {needed} samples, the fewest that make a frame, but"
-                f" row {row} marks {int(lengths[row])}."
             )
 
 
@@ -565,7 +552,7 @@ class CPCForPreTraining(CPCPreTrainedModel):
         if attention_mask is None:
             lengths = torch.full((batch_size,), total, device=frames.device)
         else:
-            lengths = self.num_frames(attention_mask.sum(dim=-1))
+            lengths = self.num_frames(num_valid(attention_mask))
         if self.config.reversed_time:
             frames, context = (reverse_frames(values, lengths) for values in (frames, context))
         valid = valid_frames(lengths - self.config.num_prediction_steps, num_contexts)  # [B, W]

@@ -23,7 +23,7 @@ from transformers.utils import can_return_tuple
 
 from .causal_conv import CausalConvNetwork, CausalGRU, ConvEncoder
 from .configuration_vq_wav2vec import VQWav2VecConfig
-from .conv import valid_frames
+from .conv import num_valid, valid_frames
 from .conv_model import ConvModelMixin
 from .future_prediction import FuturePrediction
 from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
@@ -217,7 +217,7 @@ class VQWav2VecModel(VQWav2VecPreTrainedModel):
 
     def frame_lengths(self, attention_mask: Tensor | None) -> Tensor | None:
         """Valid frames [B] of each row, None without a mask."""
-        return None if attention_mask is None else self.num_frames(attention_mask.sum(dim=-1))
+        return None if attention_mask is None else self.num_frames(num_valid(attention_mask))
 
     def norm_lengths(self, lengths: Tensor | None) -> Tensor | None:
         """The same for the norms, which see padding too if `padding_invariant` is off."""

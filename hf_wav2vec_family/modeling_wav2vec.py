@@ -22,6 +22,7 @@ from transformers.utils import can_return_tuple
 
 from .causal_conv import CausalConvNetwork, CausalGRU, ConvEncoder
 from .configuration_wav2vec import Wav2VecConfig
+from .conv import num_valid
 from .conv_model import ConvModelMixin
 from .future_prediction import FuturePrediction
 from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
@@ -232,7 +233,7 @@ class Wav2VecForPreTraining(Wav2VecPreTrainedModel):
             generator: for the negatives, on the device of the input.
         """
         outputs = self.wav2vec(input_values, attention_mask, output_hidden_states=output_hidden_states)
-        lengths = None if attention_mask is None else self.num_frames(attention_mask.sum(dim=-1))
+        lengths = None if attention_mask is None else self.num_frames(num_valid(attention_mask))
         found = self.prediction(
             self.context_dropout(outputs.last_hidden_state),
             self.targets(outputs.extract_features, lengths),

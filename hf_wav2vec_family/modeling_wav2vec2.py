@@ -38,6 +38,7 @@ from .conv import (
     num_frames,
     num_valid,
     receptive_field,
+    sample_lengths,
     scale_gradient,
     valid_frames,
 )
@@ -355,6 +356,8 @@ class Wav2Vec2PreTrainedModel(transformers_wav2vec2.Wav2Vec2PreTrainedModel):
         Each tensor is set at the module that owns it: Transformers passes over modules without tensors of their own.
         """
         PreTrainedModel._init_weights(self, module)
+        if hasattr(module, "layer_weights"):
+            init.constant_(module.layer_weights, 1.0 / len(module.layer_weights))
         if isinstance(module, UniformLinear):
             bound = 1 / math.sqrt(module.in_features)
             init.uniform_(module.weight, -bound, bound)
@@ -423,21 +426,7 @@ class Wav2Vec2Model(Wav2Vec2PreTrainedModel):
     def extract_features(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Features:
         """Waveform [B, S] and its mask [B, S] or None -> latent frames before masking."""
         needed = receptive_field(self.config.conv_kernel, self.config.conv_stride)
-        if input_values.shape[-1] < needed:
-            raise ValueError(
-                f"input_values must have at least {needed} samples, the receptive field of one frame, but came as"
-                f" {tuple(input_values.shape)}."
-            )
-        lengths = None
-        if attention_mask is not None:
-            if attention_mask.shape != input_values.shape:
-                raise ValueError(
-                    f"attention_mask must be {tuple(input_values.shape)} as input_values, got"
-                    f" {tuple(attention_mask.shape)}."
-                )
-            lengths = num_valid(attention_mask)
-            if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
-                _refuse_unusable_rows(attention_mask, lengths, needed)
+        lengths = sample_lengths(input_values, attention_mask, needed)
         scale = self.config.feature_gradient_scale
         with torch.no_grad() if scale == 0 else nullcontext():
             latents = self.feature_extractor(input_values, lengths if self.config.padding_invariant else None)
@@ -577,19 +566,6 @@ class Wav2Vec2Model(Wav2Vec2PreTrainedModel):
 
 def _chosen(asked: bool | None, default: bool) -> bool:
     return default if asked is None else asked
-
-
-def _refuse_unusable_rows(attention_mask: Tensor, lengths: Tensor, needed: int):
-    """Only where the mask is on the host; a device would have to be waited for."""
-    if not attention_mask[:, 0].all():
-        row = int(attention_mask[:, 0].argmin())
-        raise ValueError(f"attention_mask must pad on the right, but row {row} begins with padding.")
-    if lengths.min() < needed:
-        row = int(lengths.argmin())
-        raise ValueError(
-            f"each row of attention_mask must mark at least {needed} samples, the receptive field of one frame, but"
-            f" row {row} marks {int(lengths[row])}."
-        )
 
 
 class Wav2Vec2ForPreTraining(Wav2Vec2PreTrainedModel):
