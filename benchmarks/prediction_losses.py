@@ -1,0 +1,161 @@
+"""The objectives of CPC and wav2vec against their original formulations: time, memory kept for the backward pass.
+
+python -m benchmarks.prediction_losses --threads 1 --rounds 5
+
+The original formulations are written from the equations in the shapes of the original code: negatives copied for every
+frame, a loop over the prediction steps with fresh products in each. Both sides get the same predictions, targets and
+negatives; loss and gradients are compared before anything is timed; rounds alternate, and the ratio is the median of
+the rounds' ratios.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_wav2vec_family.future_prediction import FuturePrediction
+from hf_wav2vec_family.modeling_cpc import future_scores
+
+
+@dataclass
+class Case:
+    """One objective at one size: the two ways to its loss, and the tensors they are differentiated by."""
+
+    name: str
+    original: Callable[[], Tensor]
+    ours: Callable[[], Tensor]
+    inputs: list[Tensor]
+
+
+def wav2vec_case(batch_size: int, total: int, channels: int) -> Case:
+    """Binary NCE, 12 steps, 10 negatives (Schneider et al., 2019, equation 1), summed over all pairs."""
+    num_steps, num_negatives, offset = 12, 10, 3
+    objective = FuturePrediction(
+        channels, channels, num_steps=num_steps, offset=offset, objective="binary_nce", num_negatives=num_negatives
+    )
+    for parameter in objective.parameters():
+        torch.nn.init.uniform_(parameter, -0.01, 0.01)
+    context = torch.randn(batch_size, total, channels, requires_grad=True)
+    targets = torch.randn(batch_size, total, channels, requires_grad=True)
+    rows = torch.arange(batch_size)[:, None, None] * total
+    negatives = torch.randint(0, total, (batch_size, num_negatives, total)) + rows
+
+    def original() -> Tensor:
+        weight = objective.predictor.weight.permute(2, 1, 0).unsqueeze(2)  # [C, C, 1, K]
+        columns = context.transpose(1, 2).unsqueeze(-1)
+        predictions = F.conv_transpose2d(columns, weight, objective.predictor.bias[0])  # [B, C, T, K]
+        flat = targets.flatten(0, 1)
+        copies = flat[negatives.permute(1, 0, 2).flatten()].view(num_negatives, batch_size, total, channels)
+        candidates = torch.cat([targets[None], copies]).permute(0, 1, 3, 2)  # [1 + N, B, C, T]
+        scores, labels = [], []
+        for k in range(num_steps):
+            length = total - offset - k
+            shifted = candidates[..., offset + k :]
+            scores.append(torch.einsum("bct,nbct->nbt", predictions[..., :length, k], shifted).flatten())
+            label = torch.zeros(1 + num_negatives, batch_size, length)
+            label[0] = 1.0
+            labels.append(label.flatten())
+        return F.binary_cross_entropy_with_logits(torch.cat(scores), torch.cat(labels), reduction="sum")
+
+    def ours() -> Tensor:
+        found = objective(context, targets, sampled_negative_indices=negatives)
+        return found.loss * found.num_targets
+
+    return Case(f"wav2vec {batch_size} x {total} frames", original, ours, [context, targets])
+
+
+def cpc_case(batch_size: int, total: int, channels: int) -> Case:
+    """InfoNCE, 12 steps, 128 negatives (van den Oord et al., 2018, equation 4), summed over all pairs."""
+    num_steps, num_negatives = 12, 128
+    num_contexts = total - num_steps
+    predictions = (torch.randn(batch_size, num_contexts, num_steps, channels) / channels).requires_grad_()
+    frames = torch.randn(batch_size, total, channels, requires_grad=True)
+    negatives = torch.randint(0, batch_size * total, (batch_size, num_negatives, num_contexts))
+
+    def original() -> Tensor:
+        flat = frames.flatten(0, 1)
+        copies = flat[negatives.flatten()].view(batch_size, num_negatives, num_contexts, channels)
+        total_loss = torch.zeros(())
+        for k in range(num_steps):
+            positives = frames[:, k + 1 : k + 1 + num_contexts].unsqueeze(1)
+            candidates = torch.cat([positives, copies], dim=1)  # [B, 1 + N, W, D]
+            scores = (predictions[:, :, k].unsqueeze(1) * candidates).sum(dim=3)
+            labels = torch.zeros(batch_size * num_contexts, dtype=torch.long)
+            total_loss = total_loss + F.cross_entropy(
+                scores.permute(0, 2, 1).reshape(-1, 1 + num_negatives), labels, reduction="sum"
+            )
+        return total_loss
+
+    def ours() -> Tensor:
+        scores = future_scores(predictions, frames, negatives)
+        return F.softplus(torch.logsumexp(scores.negative, dim=-1) - scores.positive).sum()
+
+    return Case(f"cpc {batch_size} x {total} frames", original, ours, [predictions, frames])
+
+
+def seconds_of(way: Callable[[], Tensor]) -> float:
+    began = time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+    way().backward()
+    return (time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()) - began
+
+
+def saved_bytes(way: Callable[[], Tensor]) -> int:
+    """Distinct storage that the forward pass keeps for the backward pass."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = way()
+    del loss
+    return sum(kept.values())
+
+
+def measure(case: Case, rounds: int) -> dict:
+    gradients = [torch.autograd.grad(way(), case.inputs) for way in (case.original, case.ours)]
+    difference = max(float((a - b).norm() / a.norm()) for a, b in zip(*gradients, strict=True))
+    loss_difference = abs(case.ours().item() / case.original().item() - 1)
+    if loss_difference > 1e-4 or difference > 1e-4:
+        raise ValueError(f"{case.name}: loss differs by {loss_difference:.1e}, gradients by {difference:.1e}.")
+    pairs = []
+    for i in range(rounds):
+        order = (case.original, case.ours) if i % 2 == 0 else (case.ours, case.original)
+        measured = {way: seconds_of(way) for way in order}
+        pairs.append((measured[case.original], measured[case.ours]))
+    return {
+        "case": case.name,
+        "original_seconds": statistics.median(a for a, _ in pairs),
+        "ours_seconds": statistics.median(b for _, b in pairs),
+        "times_faster": statistics.median(a / b for a, b in pairs),
+        "original_saved_mib": saved_bytes(case.original) / 2**20,
+        "ours_saved_mib": saved_bytes(case.ours) / 2**20,
+        "loss_difference": loss_difference,
+        "gradient_difference": difference,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    cases = [wav2vec_case(2, 937, 512), cpc_case(8, 128, 256)]
+    print(json.dumps({"torch": torch.__version__, "machine": platform.machine(), "threads": options.threads}))
+    for case in cases:
+        print(json.dumps(measure(case, options.rounds)))
+
+
+if __name__ == "__main__":
+    main()
