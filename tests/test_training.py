@@ -551,6 +551,8 @@ def test_a_folder_is_not_resumed_for_a_run_about_something_else(tiny, corpus):
     run_stage(pretrain, tiny())
     with pytest.raises(ValueError, match=r"another model.*run.resume=false"):
         run_stage(pretrain, tiny(model={"num_negatives": 7}))
+    with pytest.raises(ValueError, match=r"another model"):  # before weights of other shapes are loaded
+        run_stage(pretrain, tiny(model={"intermediate_size": 24}))
     other = tiny(data={"train": {"path": str(corpus), "split": "dev"}})
     with pytest.raises(ValueError, match=r"another data\.train"):
         run_stage(pretrain, other)

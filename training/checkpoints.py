@@ -80,6 +80,11 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return complete[-1] if complete else None
 
 
+def read_run_state(path: Path) -> dict:
+    """What a checkpoint says of its run, before anything of it is loaded."""
+    return json.loads((path / "run.json").read_text())
+
+
 def load_checkpoint(path: Path, accelerator: Accelerator) -> tuple[dict, dict]:
     """Restores model and optimizer and returns the run's state and this rank's."""
     rank_file = path / f"rank-{accelerator.process_index}.json"
@@ -88,7 +93,7 @@ def load_checkpoint(path: Path, accelerator: Accelerator) -> tuple[dict, dict]:
             f"{path} was written by fewer processes than the {accelerator.num_processes} that resume from it."
         )
     accelerator.load_state(str(path))
-    run_state = json.loads((path / "run.json").read_text())
+    run_state = read_run_state(path)
     rank_state = json.loads(rank_file.read_text())
     logger.info("resumed from %s", path)
     return run_state, rank_state

@@ -21,7 +21,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .checkpoints import load_checkpoint, newest_checkpoint, replace_folder, save_checkpoint
+from .checkpoints import load_checkpoint, newest_checkpoint, read_run_state, replace_folder, save_checkpoint
 from .recipe import Recipe, identity, learning_rates, temperatures
 
 SAMPLING_RATE = 16_000
@@ -100,8 +100,10 @@ def train(recipe: Recipe, stage: Stage, *, accelerator: Accelerator, model: nn.M
     progress = Progress()
     checkpoint = newest_checkpoint(folder / "checkpoints") if recipe.run.resume else None
     if checkpoint is not None:
+        # before its weights are loaded, whose shapes another model does not share
+        refuse_another_run(read_run_state(checkpoint)["identity"], identity(recipe), folder)
         run_state, rank_state = load_checkpoint(checkpoint, accelerator)
-        refuse_another_run(run_state.pop("identity"), identity(recipe), folder)
+        del run_state["identity"]
         progress = Progress(**run_state)
         batches.load_state_dict(rank_state["batches"])
     log.start(progress.step)
