@@ -50,6 +50,20 @@ def receptive_field(kernel_sizes: Sequence[int], strides: Sequence[int]) -> int:
     return samples
 
 
+def frame_centers(
+    total: int, kernel_sizes: Sequence[int], strides: Sequence[int], paddings: Sequence[int] | None = None
+) -> Tensor:
+    """[total] float64: the sample in the middle of what each frame sees of a waveform, e.g. 320 t + 199.5 for
+    wav2vec 2.0 and 160 t + 79 for CPC. Divided by the sampling rate it is the frame's time in seconds.
+    """
+    first, hop = 0.0, 1
+    paddings = paddings or [0] * len(kernel_sizes)
+    for kernel_size, stride, padding in zip(kernel_sizes, strides, paddings, strict=True):
+        first += ((kernel_size - 1) / 2 - padding) * hop
+        hop *= stride
+    return first + hop * torch.arange(total, dtype=torch.float64)
+
+
 def num_valid(attention_mask: Tensor) -> Tensor:
     """[B, S] mask of any dtype -> [B] int64, how many places are not padding. Half precision could not count them."""
     return (attention_mask != 0).sum(dim=-1)

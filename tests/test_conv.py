@@ -7,6 +7,7 @@ from torch import nn
 from hf_wav2vec_family.conv import (
     ChannelsLayerNorm,
     MaskedGroupNorm,
+    frame_centers,
     mean_over_valid,
     num_frames,
     receptive_field,
@@ -55,6 +56,27 @@ def test_the_receptive_field_is_the_shortest_input_with_a_frame(geometry):
     samples = receptive_field(*geometry)
     assert num_frames(samples, *geometry) == 1
     assert num_frames(samples - 1, *geometry) == 0
+
+
+def test_a_frame_is_centred_in_the_middle_of_the_samples_that_reach_it():
+    kernel_sizes, strides, paddings = (10, 8, 4), (5, 4, 2), (3, 2, 1)
+    layers = zip(kernel_sizes, strides, paddings, strict=True)
+    network = nn.Sequential(*(nn.Conv1d(1, 1, *layer, bias=False) for layer in layers)).double()
+    for layer in network:
+        nn.init.ones_(layer.weight)
+    waveform = torch.zeros(1, 1, 800, dtype=torch.float64, requires_grad=True)
+    centers = frame_centers(20, kernel_sizes, strides, paddings)
+    for t in (2, 3, 11):  # away from the edges, or padding hides samples
+        network(waveform)[0, 0, t].backward()
+        seen = waveform.grad.flatten().nonzero()
+        assert centers[t] == (seen[0] + seen[-1]).item() / 2
+        waveform.grad = None
+
+
+def test_centres_are_those_of_the_published_geometries():
+    assert frame_centers(3, *WAV2VEC2).tolist() == [199.5, 519.5, 839.5]
+    assert frame_centers(2, *CPC, (3, 2, 1, 1, 1)).tolist() == [79.0, 239.0]  # 160 t - 153 to 160 t + 311
+    assert frame_centers(2, [3], [2]).tolist() == [1.0, 3.0]
 
 
 def test_valid_frames_are_the_first_ones_of_each_row():

@@ -1,10 +1,12 @@
 """Learning curves of finished or running runs, from their log.jsonl.
 
 python -m training.curves runs/mine/pretraining runs/mine/finetuning --output curves.png
+python -m training.curves runs/cpc runs/wav2vec --together --panels accuracy --output accuracy.png
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 # drawn where a log has them, one panel each; training and evaluation share a panel
@@ -28,24 +30,37 @@ def read_log(run: Path) -> dict[str, tuple[list[int], list[float]]]:
     return series
 
 
-def draw_curves(runs: dict[str, list[Path]], output: Path):
-    """One row of panels per entry of `runs`; the runs of a row are drawn over each other. Writes a PNG."""
+def names_of(runs: list[Path]) -> dict[str, Path]:
+    """The runs by the last part of their path, or by the whole of it where that is not enough."""
+    short = [run.name for run in runs]
+    return dict(zip(short if len(set(short)) == len(runs) else map(str, runs), runs, strict=True))
+
+
+def draw_curves(runs: dict[str, list[Path]], output: Path, panels: Sequence[str] = PANELS):
+    """One row of panels per entry of `runs`; the runs of a row are drawn over each other. Writes a PNG.
+
+    Raises ValueError where the logs of a row have none of `panels`.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    logs = {title: {run.name: read_log(run) for run in folders} for title, folders in runs.items()}
-    panels = {
-        title: [p for p in PANELS if any({p, EVALUATION + p} & set(log) for log in by_run.values())]
+    logs = {title: {name: read_log(run) for name, run in names_of(folders).items()} for title, folders in runs.items()}
+    found = {
+        title: [p for p in panels if any({p, EVALUATION + p} & set(log) for log in by_run.values())]
         for title, by_run in logs.items()
     }
-    width = max(len(names) for names in panels.values())
+    for title, names in found.items():
+        if not names:
+            logged = sorted({name for log in logs[title].values() for name in log})
+            raise ValueError(f"{title} has no {', '.join(panels)}; logged are {', '.join(logged)}.")
+    width = max(len(names) for names in found.values())
     figure, axes = pyplot.subplots(len(logs), width, figsize=(3.6 * width, 3.0 * len(logs)), squeeze=False)
     for row, (title, by_run) in zip(axes, logs.items(), strict=True):
-        for axis in row[len(panels[title]) :]:
+        for axis in row[len(found[title]) :]:
             axis.set_axis_off()
-        for axis, panel in zip(row, panels[title], strict=False):
+        for axis, panel in zip(row, found[title], strict=False):
             for i, (run, log) in enumerate(by_run.items()):
                 if panel in log:
                     axis.plot(*log[panel], color=f"C{i}", linewidth=1, label=f"{run}, training")
@@ -66,8 +81,11 @@ def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, default=Path("curves.png"))
+    parser.add_argument("--together", action="store_true", help="all runs over each other instead of a row for each")
+    parser.add_argument("--panels", nargs="+", default=PANELS, help="which of the logged numbers to draw")
     options = parser.parse_args(arguments)
-    draw_curves({run.name: [run] for run in options.runs}, options.output)
+    rows = {name: [run] for name, run in names_of(options.runs).items()}
+    draw_curves({"runs": options.runs} if options.together else rows, options.output, options.panels)
 
 
 if __name__ == "__main__":
