@@ -12,8 +12,9 @@ A source is three words, `path`, `name` and `split`. What stands at `path` decid
 | pattern with `*`, `?` or `[` | all matches, one after another | of the sorted paths |
 | `owner/name`, when nothing of that name is here | Hub data set, streamed | of the data set |
 
-`name` is the configuration of a Hub data set. `split` is the split of a Hub data set, a sub-folder, or the first word
-of the parquet and tar files of a folder (`train-00000.parquet`); a single file is read whole.
+`name` is the configuration of a Hub data set, or a corpus in the folders of the LDC (ldc.py): `timit`, `wsj`. `split`
+is the split of a Hub data set or such a corpus, a sub-folder, or the first word of the parquet and tar files of a
+folder (`train-00000.parquet`); a single file is read whole.
 Nothing is copied or cached, and no audio is decoded here.
 """
 
@@ -79,7 +80,7 @@ class Row:
 
 @dataclass(frozen=True)
 class RowSource:
-    """A source that was found and its kind ("hub" or a key of `SUFFIXES`).
+    """A source that was found and its kind ("hub", "ldc" or a key of `SUFFIXES`).
 
     Every call of `rows()` streams all rows from the start, in the same order.
     """
@@ -119,6 +120,8 @@ def open_source(source: Source) -> RowSource:
         ValueError: nothing readable is there, the split isn't, or `name` is given to something without configurations.
     """
     path = Path(source.path).expanduser()
+    if path.is_dir() and source.name is not None:
+        return RowSource(source, "ldc", _read_corpus(path, source))
     if path.is_dir():
         kind, rows = _read_folder(path, source.split)
     elif path.is_file():
@@ -135,6 +138,18 @@ def open_source(source: Source) -> RowSource:
     if source.name is not None:
         raise ValueError(f"source.name: {source.name!r} given, but {source.path!r} is not a Hub data set.")
     return RowSource(source, kind, rows)
+
+
+def _read_corpus(folder: Path, source: Source):
+    # Here, because a row of a corpus is a `Row` of this file
+    from .ldc import READERS, read_ldc
+
+    if source.name not in READERS:
+        raise ValueError(
+            f"source.name: {source.name!r} given, but {source.path!r} is not a Hub data set; a local folder may be one"
+            f" of {', '.join(READERS)}."
+        )
+    return read_ldc(folder, source.name, source.split)
 
 
 def _read_folder(folder: Path, split: str):
