@@ -3,6 +3,7 @@
 import transformers
 
 from .configuration_cpc import CPCConfig
+from .configuration_discrete_bert import DiscreteBertConfig
 from .configuration_vq_wav2vec import VQWav2VecConfig
 from .configuration_wav2vec import Wav2VecConfig
 from .configuration_wav2vec2 import Wav2Vec2Config
@@ -12,6 +13,12 @@ from .modeling_cpc import (
     CPCForPreTraining,
     CPCForSequenceClassification,
     CPCModel,
+)
+from .modeling_discrete_bert import (
+    DiscreteBertForAudioFrameClassification,
+    DiscreteBertForCTC,
+    DiscreteBertForSequenceClassification,
+    DiscreteBertModel,
 )
 from .modeling_vq_wav2vec import (
     VQWav2VecForAudioFrameClassification,
@@ -34,6 +41,7 @@ from .modeling_wav2vec2 import (
     Wav2Vec2ForSequenceClassification,
     Wav2Vec2Model,
 )
+from .tokenization_vq_wav2vec import SpeechCodesTokenizer
 
 __version__ = "0.1.0"
 
@@ -44,6 +52,12 @@ __all__ = [
     "CPCForPreTraining",
     "CPCForSequenceClassification",
     "CPCModel",
+    "DiscreteBertConfig",
+    "DiscreteBertForAudioFrameClassification",
+    "DiscreteBertForCTC",
+    "DiscreteBertForSequenceClassification",
+    "DiscreteBertModel",
+    "SpeechCodesTokenizer",
     "VQWav2VecConfig",
     "VQWav2VecForAudioFrameClassification",
     "VQWav2VecForCTC",
@@ -65,7 +79,7 @@ __all__ = [
 ]
 
 # wav2vec 2.0 is not among them: Transformers' own classes load our folders, and stay what the Auto classes find
-_REGISTERED = ("CPC", "Wav2Vec", "VQWav2Vec")
+_REGISTERED = ("CPC", "Wav2Vec", "VQWav2Vec", "DiscreteBert")
 _AUTO_CLASSES = {
     "AutoModel": "Model",
     "AutoModelForPreTraining": "ForPreTraining",
@@ -78,4 +92,8 @@ for _architecture in _REGISTERED:
     _config = globals()[f"{_architecture}Config"]
     transformers.AutoConfig.register(_config.model_type, _config, exist_ok=True)
     for _auto_class, _suffix in _AUTO_CLASSES.items():
-        getattr(transformers, _auto_class).register(_config, globals()[_architecture + _suffix], exist_ok=True)
+        # Discrete BERT has no objective of its own: its RoBERTa is trained as a masked language model
+        if _architecture + _suffix in __all__:
+            getattr(transformers, _auto_class).register(_config, globals()[_architecture + _suffix], exist_ok=True)
+
+transformers.AutoTokenizer.register(VQWav2VecConfig, SpeechCodesTokenizer, exist_ok=True)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -15,11 +16,13 @@ import hf_wav2vec_family as family
 CONVOLUTIONS = {"conv_dim": (8,) * 5, "context_dim": (8, 8), "context_kernel": (2, 3), "num_negatives": 5}
 ENCODER = {"conv_dim": (8,) * 6, "conv_kernel": (10, 8, 4, 4, 4, 1), "conv_stride": (5, 4, 2, 2, 2, 1)}
 CODES = {**CONVOLUTIONS, **ENCODER, "num_codevectors_per_group": 5}
+ROBERTA = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
 CONFIGURATIONS = {
     "cpc": ("CPC", {"conv_dim": (8,) * 5, "hidden_size": 8, "num_negatives": 5}),
     "wav2vec": ("Wav2Vec", CONVOLUTIONS),
     "vq-wav2vec": ("VQWav2Vec", CODES),
     "vq-wav2vec-kmeans": ("VQWav2Vec", {**CODES, "quantizer_type": "kmeans"}),
+    "discrete-bert": ("DiscreteBert", {"vq_wav2vec_config": CODES, "roberta_config": ROBERTA}),
 }
 AUTO_CLASSES = {
     "AutoModel": "Model",
@@ -47,6 +50,38 @@ for auto_class, answer in expected.items():
     model.save_pretrained({again!r} + "/" + auto_class)
 """
 
+PIPELINE_WITHOUT_THE_PACKAGE = """
+import sys
+for name in ("hf_wav2vec_family", "soundfile", "soxr", "datasets"):
+    sys.modules[name] = None
+import numpy, transformers
+transcribe = transformers.pipeline("automatic-speech-recognition", {folder!r}, trust_remote_code=True)
+assert type(transcribe.model).__module__.startswith("transformers_modules."), type(transcribe.model)
+waveform = numpy.load({waveform!r})
+print(transcribe(waveform)["text"])
+print(float(transcribe(waveform, return_timestamps="char")["chunks"][-1]["timestamp"][1]))
+"""
+TOKENIZER_WITHOUT_THE_PACKAGE = """
+import sys
+sys.modules["hf_wav2vec_family"] = None
+import torch, transformers
+for folder in ({folder!r}, {again!r}):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    assert type(tokenizer).__module__.startswith("transformers_modules."), type(tokenizer)
+    batch = tokenizer(["2-0 4-4", "1-1"], padding=True, return_tensors="pt")
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True) == ["2-0 4-4", "1-1"]
+    codes = torch.tensor([[[2, 0], [4, 4]]])
+    assert torch.equal(tokenizer.convert_codes_to_ids(codes), batch["input_ids"][:1, 1:3])
+    tokenizer.save_pretrained({again!r})  # what the second turn reads
+"""
+
+
+def auto_classes_of(name: str) -> dict[str, str]:
+    """The heads that an architecture has, by the Auto class that finds each."""
+    prefix = CONFIGURATIONS[name][0]
+    return {auto_class: head for auto_class, head in AUTO_CLASSES.items() if hasattr(family, prefix + head)}
+
 
 def model_of(name: str, head: str):
     prefix, fields = CONFIGURATIONS[name]
@@ -61,21 +96,29 @@ def answer_of(model, waveforms: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: outputs[name].detach()}
 
 
-def load_without_the_package(folder: Path, expected: Path, again: Path, cache: Path):
-    code = WITHOUT_THE_PACKAGE.format(expected=str(expected), folder=str(folder), again=str(again))
+def run_apart(code: str, cache: Path, **paths: Path) -> str:
+    """Runs a program in a process of its own; returns what it prints."""
     environment = {**os.environ, "HF_MODULES_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    code = code.format(**{name: str(path) for name, path in paths.items()})
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, env=environment, stdout=subprocess.PIPE, text=True
+    ).stdout
+
+
+def load_without_the_package(folder: Path, expected: Path, again: Path, cache: Path):
+    run_apart(WITHOUT_THE_PACKAGE, cache, expected=expected, folder=folder, again=again)
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_every_auto_class_loads_a_folder_without_the_package_and_so_it_does_after_a_second_save(tmp_path, name):
     waveforms, expected = torch.randn(2, 4000), {}
-    for auto_class, head in AUTO_CLASSES.items():
+    auto_classes = auto_classes_of(name)
+    for auto_class, head in auto_classes.items():
         model = model_of(name, head)
         expected[auto_class] = answer_of(model, waveforms)
         model.save_pretrained(tmp_path / "first" / auto_class)
         named = json.loads((tmp_path / "first" / auto_class / "config.json").read_text())["auto_map"]
-        assert set(named) == {"AutoConfig", *AUTO_CLASSES}
+        assert set(named) == {"AutoConfig", *auto_classes}
         for file in {reference.split(".")[0] for reference in named.values()}:
             assert (tmp_path / "first" / auto_class / f"{file}.py").exists()
     torch.save((waveforms, expected), tmp_path / "expected.pt")
@@ -87,7 +130,7 @@ def test_every_auto_class_loads_a_folder_without_the_package_and_so_it_does_afte
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_a_folder_of_one_head_serves_the_others(tmp_path, name):
-    model = model_of(name, "ForPreTraining")
+    model = model_of(name, auto_classes_of(name).get("AutoModelForPreTraining", "ForCTC"))
     model.save_pretrained(tmp_path)
     waveforms = torch.randn(1, 4000)
     base = transformers.AutoModel.from_pretrained(tmp_path).eval()
@@ -98,7 +141,7 @@ def test_a_folder_of_one_head_serves_the_others(tmp_path, name):
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_with_the_package_its_own_classes_load_and_a_new_copy_has_the_code_too(tmp_path, name):
-    for auto_class, head in AUTO_CLASSES.items():
+    for auto_class, head in auto_classes_of(name).items():
         model_of(name, head).save_pretrained(tmp_path / "first")
         loaded = getattr(transformers, auto_class).from_pretrained(tmp_path / "first")
         assert type(loaded).__module__.startswith("hf_wav2vec_family.")
@@ -106,3 +149,42 @@ def test_with_the_package_its_own_classes_load_and_a_new_copy_has_the_code_too(t
         first = {path.name for path in (tmp_path / "first").glob("*.py")}
         assert {path.name for path in (tmp_path / auto_class).glob("*.py")} == first
         assert {"heads.py", "conv.py"} <= first
+
+
+def test_a_discrete_bert_folder_transcribes_in_the_pipeline_without_the_package(tmp_path):
+    folder, vocabulary = tmp_path / "model", tmp_path / "vocab.json"
+    vocabulary.write_text(json.dumps({symbol: i for i, symbol in enumerate(["<pad>", "<unk>", "|", *"ABCDE"])}))
+    special = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": None, "eos_token": None}
+    tokenizer = transformers.Wav2Vec2CTCTokenizer(str(vocabulary), **special)
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True)
+    processor = transformers.Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer)
+    prefix, fields = CONFIGURATIONS["discrete-bert"]
+    torch.manual_seed(0)
+    model = getattr(family, f"{prefix}ForCTC")(family.DiscreteBertConfig(**fields, vocab_size=len(tokenizer))).eval()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(100)
+        model.lm_head.bias[:3] = -100.0
+    for part in (model, processor):
+        part.save_pretrained(folder)
+    waveform = torch.randn(8000)
+    np.save(tmp_path / "waveform.npy", waveform.numpy())
+    expected = tokenizer.decode(model(waveform[None]).logits.argmax(dim=-1)[0])
+    assert len(expected) > 5
+    paths = {"folder": folder, "waveform": tmp_path / "waveform.npy"}
+    text, last = run_apart(PIPELINE_WITHOUT_THE_PACKAGE, tmp_path / "modules", **paths).splitlines()
+    assert text == expected
+    assert float(last) == pytest.approx(0.5, abs=0.03)  # seconds, which need the hop of the convolutions
+
+
+def test_a_tokenizer_of_codes_loads_without_the_package_and_so_it_does_after_a_second_save(tmp_path):
+    counts = {"2-0": 3, "1-1": 2, "4-4": 1}
+    tokenizer = family.SpeechCodesTokenizer.from_counts(counts, 5)
+    tokenizer.save_pretrained(tmp_path / "first")
+    # a folder as pre-training leaves it, with the configuration of a model of Transformers' own
+    transformers.RobertaConfig(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "first")
+    run_apart(
+        TOKENIZER_WITHOUT_THE_PACKAGE, tmp_path / "modules", folder=tmp_path / "first", again=tmp_path / "second"
+    )
+    with_package = transformers.AutoTokenizer.from_pretrained(tmp_path / "first")
+    assert type(with_package) is family.SpeechCodesTokenizer
+    assert with_package.num_codevectors_per_group == 5

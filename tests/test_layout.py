@@ -107,6 +107,8 @@ def test_public_names_are_those_of_the_design():
     for head in ("Model", "ForPreTraining", "ForCTC", "ForSequenceClassification", "ForAudioFrameClassification"):
         for architecture in ("CPC", "Wav2Vec", "VQWav2Vec", "Wav2Vec2"):
             assert f"{architecture}{head}" in hf_wav2vec_family.__all__
+        if head != "ForPreTraining":
+            assert f"DiscreteBert{head}" in hf_wav2vec_family.__all__
 
 
 def test_top_level_holds_what_the_readme_says():

@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from hf_wav2vec_family import Wav2Vec2ForCTC
+from hf_wav2vec_family import DiscreteBertConfig, DiscreteBertModel, Wav2Vec2ForCTC
 from training import evaluate, finetune, pretrain
 from training.loop import RunLog, StepOutput, accumulate, apply_gradients, make_accelerator
 from training.recipe import Recipe, load_recipe
@@ -360,6 +360,26 @@ def test_the_encoder_does_not_move_while_frozen_and_does_afterwards(tiny):
     assert not torch.equal(first["lm_head.weight"], second["lm_head.weight"])
     changed = {name for name in before if not torch.equal(before[name], encoder(third)[name])}
     assert changed == set(before)
+
+
+@pytest.mark.parametrize("freeze_roberta", [False, True])
+def test_discrete_bert_learns_from_a_pretrained_folder_and_its_codes_stay(tiny, tmp_path, freeze_roberta):
+    roberta = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    before = DiscreteBertModel(DiscreteBertConfig(vq_wav2vec_config=TINY_MODELS["VQWav2Vec"], roberta_config=roberta))
+    before.save_pretrained(tmp_path / "pretrained")
+    recipe = replace(
+        tiny(vocabulary="transcripts"),
+        architecture="DiscreteBert",
+        pretrained=str(tmp_path / "pretrained"),
+        model={"freeze_roberta": freeze_roberta},
+    )
+    run_stage(finetune, recipe)
+    assert values(recipe, "evaluation/cer")
+    after = model_weights(recipe)
+    for name, value in before.state_dict().items():
+        learns = name.startswith("roberta.") and not freeze_roberta
+        assert torch.equal(value, after[f"discrete_bert.{name}"]) != learns, name
 
 
 def test_convolutions_without_gradient_never_move_and_everything_else_does(tiny):

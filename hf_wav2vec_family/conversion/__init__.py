@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_wav2vec_family.conversion import cpc_audio, fairseq_wav2vec, fairseq_wav2vec2
+from hf_wav2vec_family.conversion import cpc_audio, fairseq_roberta, fairseq_wav2vec, fairseq_wav2vec2
 from hf_wav2vec_family.conversion.checkpoint_file import read_checkpoint
 from hf_wav2vec_family.conversion.converted_checkpoint import ConvertedCheckpoint
 
@@ -35,6 +35,7 @@ CONVERTERS = (
     Converter(fairseq_wav2vec2.CTC, fairseq_wav2vec2.is_ctc, fairseq_wav2vec2.convert_ctc),
     Converter(fairseq_wav2vec.WAV2VEC, fairseq_wav2vec.is_wav2vec, fairseq_wav2vec.convert_wav2vec),
     Converter(fairseq_wav2vec.VQ_WAV2VEC, fairseq_wav2vec.is_vq_wav2vec, fairseq_wav2vec.convert_vq_wav2vec),
+    Converter(fairseq_roberta.ROBERTA, fairseq_roberta.is_roberta, fairseq_roberta.convert_roberta),
     Converter(cpc_audio.PUBLISHED, cpc_audio.is_published, cpc_audio.convert_published),
     Converter(
         cpc_audio.TRAINING,
@@ -45,27 +46,34 @@ CONVERTERS = (
 )
 
 
-def convert_checkpoint(path: str | Path, *, dictionary: str | Path | None = None) -> ConvertedCheckpoint:
+def convert_checkpoint(
+    path: str | Path, *, dictionary: str | Path | None = None, vq_wav2vec: str | Path | None = None
+) -> ConvertedCheckpoint:
     """Convert the original checkpoint at `path`; its kind is found from its contents.
 
     Args:
         path: A checkpoint of fairseq, of any year: wav2vec, vq-wav2vec, or wav2vec 2.0, pre-trained or fine-tuned
-            with CTC. Or one of CPC_audio: of its training, with `checkpoint_args.json` beside it if there is one, or
-            as published. Nothing in the file is executed.
-        dictionary: `dict.ltr.txt` of the training data of a CTC model. Without it there is no tokenizer.
+            with CTC, or a RoBERTa on codes. Or one of CPC_audio: of its training, with `checkpoint_args.json` beside
+            it if there is one, or as published. Nothing in the file is executed.
+        dictionary: `dict.ltr.txt` of the training data of a CTC model, `dict.txt` of a RoBERTa. Without it there is no
+            tokenizer.
+        vq_wav2vec: Folder (or Hub id) of the vq-wav2vec whose codes a RoBERTa reads; the two become one
+            `DiscreteBertModel`. Without it a RoBERTa becomes a `RobertaForMaskedLM`.
 
     Returns:
-        The model in float32 with feature extractor, tokenizer and processor.
+        The model in float32 with what it has of feature extractor, tokenizer and processor.
 
     Raises:
         ValueError: The file names classes that are not known to be harmless, is of no known kind, has weights or
-            options that the model has no place for, or disagrees with the dictionary.
+            options that the model has no place for, or disagrees with the dictionary or the vq-wav2vec.
         OSError: A file cannot be opened.
     """
     checkpoint = read_checkpoint(path)
     for converter in CONVERTERS:
         if converter.recognizes(checkpoint):
-            return converter.convert(checkpoint | _options_beside(path, converter.options_file), dictionary)
+            options = _options_beside(path, converter.options_file)
+            converted = converter.convert(checkpoint | options, dictionary)
+            return converted if vq_wav2vec is None else fairseq_roberta.with_vq_wav2vec(converted, vq_wav2vec)
     kinds = ", ".join(converter.kind for converter in CONVERTERS)
     raise ValueError(f"{path} is of no kind that can be converted ({kinds}); its entries are {', '.join(checkpoint)}.")
 

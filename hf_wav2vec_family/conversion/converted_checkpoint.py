@@ -3,7 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizer,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Processor,
+)
 
 
 @dataclass(frozen=True)
@@ -12,20 +18,21 @@ class ConvertedCheckpoint:
 
     Attributes:
         model: In float32 and evaluation mode.
-        feature_extractor: Prepares waveforms as the original training did.
-        tokenizer: For a CTC model converted with its dictionary, else `None`.
+        feature_extractor: Prepares waveforms as the original training did; `None` for a model that reads codes.
+        tokenizer: Of text for a CTC model, of codes for a model that reads them, where the dictionary was given; else
+            `None`.
         kind: Which converter recognised the file.
     """
 
     model: PreTrainedModel
-    feature_extractor: Wav2Vec2FeatureExtractor
+    feature_extractor: Wav2Vec2FeatureExtractor | None
     tokenizer: PreTrainedTokenizer | None
     kind: str
 
     @property
     def processor(self) -> Wav2Vec2Processor | None:
-        """Feature extractor and tokenizer in one, or `None` without a tokenizer."""
-        if self.tokenizer is None:
+        """Feature extractor and tokenizer in one, or `None` without a tokenizer of text."""
+        if not isinstance(self.tokenizer, Wav2Vec2CTCTokenizer):
             return None
         return Wav2Vec2Processor(feature_extractor=self.feature_extractor, tokenizer=self.tokenizer)
 
@@ -36,5 +43,8 @@ class ConvertedCheckpoint:
         self.model.save_pretrained(folder)
         if self.processor is not None:
             self.processor.save_pretrained(folder)
-        # Beside processor_config.json, for readers that know only the older preprocessor_config.json.
-        self.feature_extractor.save_pretrained(folder)
+        elif self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+        if self.feature_extractor is not None:
+            # Beside processor_config.json, for readers that know only the older preprocessor_config.json.
+            self.feature_extractor.save_pretrained(folder)

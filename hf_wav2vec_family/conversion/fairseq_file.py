@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor
 
+from hf_wav2vec_family.fairseq_dictionary import DICTIONARY_SPECIALS, read_counts
+
 MAX_CONV_LAYERS = 1000
-DICTIONARY_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 
 
 @dataclass(frozen=True)
@@ -224,19 +225,5 @@ def feature_extractor(options: TrainingOptions) -> Wav2Vec2FeatureExtractor:
 
 
 def read_dictionary(path: str | Path) -> list[str]:
-    """Symbols of a fairseq dictionary, whose lines read `symbol count`, in order, behind fairseq's four specials.
-
-    Raises:
-        ValueError: A line has another form, or a symbol occurs twice.
-    """
-    symbols = list(DICTIONARY_SPECIALS)
-    # Not splitlines: a symbol may be one of Unicode's other line separators.
-    lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    for number, line in enumerate(lines, start=1):
-        symbol, _, count = line.rstrip().rpartition(" ")
-        if not symbol or not count.isdecimal():
-            raise ValueError(f"Line {number} of the dictionary {path} is {line!r}, expected `symbol count`.")
-        symbols.append(symbol)
-    if repeated := sorted({symbol for symbol in symbols if symbols.count(symbol) > 1}):
-        raise ValueError(f"The dictionary {path} defines {', '.join(repeated)} more than once.")
-    return symbols
+    """Symbols of a fairseq dictionary in order, behind fairseq's four specials; raises as `read_counts`."""
+    return [*DICTIONARY_SPECIALS, *read_counts(path)]
