@@ -23,7 +23,15 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from .configuration_cpc import CPCConfig
-from .conv import MaskedGroupNorm, num_frames, num_samples_needed, num_valid, sample_lengths, valid_frames
+from .conv import (
+    MaskedGroupNorm,
+    conv_channels_last,
+    num_frames,
+    num_samples_needed,
+    num_valid,
+    sample_lengths,
+    valid_frames,
+)
 from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
 from .masking import take_frames
 from .predictors import ConvPredictors, FeedForwardPredictors, LinearPredictors, TransformerPredictors
@@ -147,7 +155,9 @@ class CPCConvLayer(nn.Module):
 
     def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
         """[B, C, T] -> [B, C', T']; `lengths` [B] counts the valid frames that come out."""
-        return self.finish(self.conv(hidden_states), lengths)
+        norm_reads_channels = isinstance(self.norm, ChannelNorm)
+        convolved = conv_channels_last(self.conv, hidden_states) if norm_reads_channels else self.conv(hidden_states)
+        return self.finish(convolved, lengths)
 
     def finish(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Norm and activation of what the convolution gave."""

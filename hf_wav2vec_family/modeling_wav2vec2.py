@@ -34,6 +34,7 @@ from .contrastive import ContrastiveLoss, contrastive_scores, info_nce, sample_n
 from .conv import (
     ChannelsLayerNorm,
     MaskedGroupNorm,
+    conv_channels_last,
     mean_over_valid,
     num_frames,
     num_valid,
@@ -110,11 +111,12 @@ class Wav2Vec2ConvLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
         """[B, C, T] -> [B, C', T']; `lengths` [B] counts the valid frames that come out."""
-        hidden_states = self.conv(hidden_states)
+        if isinstance(self.layer_norm, ChannelsLayerNorm):
+            hidden_states = self.layer_norm(conv_channels_last(self.conv, hidden_states))
+        else:
+            hidden_states = self.conv(hidden_states)
         if isinstance(self.layer_norm, MaskedGroupNorm):
             hidden_states = self.layer_norm(hidden_states, lengths)
-        elif self.layer_norm is not None:
-            hidden_states = self.layer_norm(hidden_states)
         return self.activation(hidden_states)
 
 

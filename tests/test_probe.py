@@ -14,7 +14,6 @@ import transformers
 import hf_wav2vec_family
 from training import probe
 from training.alignments import aligned_batches, alignment_of
-from training.curves import draw_curves, names_of
 from training.planning import UnusableRow
 from training.probe import FrontEnd, LabelledFrames, accuracy_of, fit, nearest_frames, numbered, standardize
 from training.sources import Row
@@ -291,16 +290,3 @@ def test_other_settings_or_another_model_of_the_name_are_refused(corpus, models,
         run(corpus, tmp_path, "--baseline", "mfcc", "mfcc")
     with pytest.raises(ValueError, match="none twice"):
         run(corpus, tmp_path)
-
-
-def test_curves_of_several_runs_share_a_picture_and_keep_their_names(tmp_path):
-    runs = [tmp_path / name / "pretraining" for name in ("cpc", "wav2vec")]
-    for path in runs:
-        path.mkdir(parents=True)
-        (path / "log.jsonl").write_text('{"step": 1, "accuracy": 0.1}\n{"step": 2, "accuracy": 0.2}\n')
-    assert list(names_of(runs)) == [str(path) for path in runs]
-    assert list(names_of(runs[:1])) == ["pretraining"]
-    draw_curves({"both": runs}, tmp_path / "together.png", ["accuracy"])
-    assert (tmp_path / "together.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="both has no wer; logged are accuracy"):
-        draw_curves({"both": runs}, tmp_path / "none.png", ["wer"])

@@ -50,9 +50,9 @@ def digest(corpus: Path) -> str:
     return hashlib.sha256(names.encode() + b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
-def test_the_text_is_three_hundred_short_sentences_that_cover_the_alphabet():
-    assert len(set(map(transcript, SENTENCES))) == len(SENTENCES) == 300
-    assert all(3 <= len(transcript(sentence).split()) <= 9 for sentence in SENTENCES)
+def test_the_text_is_short_sentences_all_different_that_cover_the_alphabet():
+    assert len(set(map(transcript, SENTENCES))) == len(SENTENCES) > 1500
+    assert all(3 <= len(transcript(sentence).split()) <= 10 for sentence in SENTENCES)
     counts = Counter("".join(map(transcript, SENTENCES)))
     assert min(counts[letter] for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ") >= 10
 
@@ -119,7 +119,7 @@ def test_the_folder_holds_what_the_metadata_says(corpus):
             info = soundfile.info(corpus / split / row["file_name"])
             assert (info.samplerate, info.channels, info.format) == (SAMPLING_RATE, 1, "FLAC")
             assert row["duration"] == info.frames / SAMPLING_RATE
-            assert 1.4 < row["duration"] < 4.2
+            assert 1.2 < row["duration"] < 5.0
             assert transcript(row["text"]) == row["text"]
     assert [len(rows_of(corpus, split)) for split in SPLITS] == [120, 15, 15]
 
@@ -171,7 +171,7 @@ def test_another_seed_gives_other_bytes(synthesizer, tmp_path):
     [
         ({"num_utterances": 30, "num_voices": 2}, "num_voices are 2"),
         ({"num_utterances": 2, "num_voices": 20}, "num_utterances are 2"),
-        ({"num_utterances": 600, "num_voices": 3}, r"num_utterances=600 puts 480 in 'train'"),
+        ({"num_utterances": 6000, "num_voices": 3}, r"num_utterances=6000 puts 4800 in 'train'"),
         ({"num_utterances": 30, "num_voices": 0}, "num_voices=0"),
     ],
 )

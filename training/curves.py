@@ -2,6 +2,7 @@
 
 python -m training.curves runs/mine/pretraining runs/mine/finetuning --output curves.png
 python -m training.curves runs/cpc runs/wav2vec --together --panels accuracy --output accuracy.png
+python -m training.curves runs/cpc runs/wav2vec --ahead --output ahead.png
 """
 
 import argparse
@@ -36,16 +37,29 @@ def names_of(runs: list[Path]) -> dict[str, Path]:
     return dict(zip(short if len(set(short)) == len(runs) else map(str, runs), runs, strict=True))
 
 
-def draw_curves(runs: dict[str, list[Path]], output: Path, panels: Sequence[str] = PANELS):
-    """One row of panels per entry of `runs`; the runs of a row are drawn over each other. Writes a PNG.
-
-    Raises ValueError where the logs of a row have none of `panels`.
-    """
+def import_pyplot():
+    """Matplotlib's pyplot, for files: no window, and nothing imported before a picture is asked for."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def save_figure(figure, output: Path):
+    figure.tight_layout()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=120)
+    import_pyplot().close(figure)
+
+
+def draw_curves(runs: dict[str, list[Path]], output: Path, panels: Sequence[str] = PANELS):
+    """One row of panels per entry of `runs`; the runs of a row are drawn over each other. Writes a PNG.
+
+    Raises ValueError where the logs of a row have none of `panels`.
+    """
+    pyplot = import_pyplot()
     logs = {title: {name: read_log(run) for name, run in names_of(folders).items()} for title, folders in runs.items()}
     found = {
         title: [p for p in panels if any({p, EVALUATION + p} & set(log) for log in by_run.values())]
@@ -71,10 +85,29 @@ def draw_curves(runs: dict[str, list[Path]], output: Path, panels: Sequence[str]
             axis.tick_params(labelsize=7)
             axis.grid(alpha=0.3)
         row[0].legend(fontsize=7)
-    figure.tight_layout()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=120)
-    pyplot.close(figure)
+    save_figure(figure, output)
+
+
+def draw_accuracy_ahead(runs: list[Path], output: Path):
+    """Accuracy of predicting the frame 1, 2, ... K steps ahead, of each run at its last evaluation.
+
+    Figure 3 of van den Oord et al., 2018 (arXiv:1807.03748). Writes a PNG.
+    """
+    pyplot = import_pyplot()
+    figure, axis = pyplot.subplots(figsize=(5, 3.6))
+    prefix = EVALUATION + "step_accuracies/"
+    for name, run in names_of(runs).items():
+        last = {
+            int(key.removeprefix(prefix)): values[-1]
+            for key, (_, values) in read_log(run).items()
+            if key.startswith(prefix)
+        }
+        if not last:
+            raise ValueError(f"{run} has no {prefix}1 in its log: its model does not predict step by step.")
+        axis.plot(sorted(last), [last[ahead] for ahead in sorted(last)], marker=".", label=name)
+    axis.set(xlabel="steps ahead", ylabel="accuracy on speakers not heard", ylim=(0, None))
+    axis.legend(fontsize=7)
+    save_figure(figure, output)
 
 
 def main(arguments: list[str] | None = None):
@@ -83,7 +116,10 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--output", type=Path, default=Path("curves.png"))
     parser.add_argument("--together", action="store_true", help="all runs over each other instead of a row for each")
     parser.add_argument("--panels", nargs="+", default=PANELS, help="which of the logged numbers to draw")
+    parser.add_argument("--ahead", action="store_true", help="accuracy against the step predicted, instead of curves")
     options = parser.parse_args(arguments)
+    if options.ahead:
+        return draw_accuracy_ahead(options.runs, options.output)
     rows = {name: [run] for name, run in names_of(options.runs).items()}
     draw_curves({"runs": options.runs} if options.together else rows, options.output, options.panels)
 

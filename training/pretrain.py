@@ -37,13 +37,20 @@ def wants_speakers(model: nn.Module) -> bool:
 
 
 def compute(model: nn.Module, batch: dict) -> StepOutput:
-    """The model's own objective; every scalar of its output record is logged under its name."""
+    """The model's own objective; every scalar of its output record is logged under its name.
+
+    What it has for each step that it predicts ahead is logged as `step_accuracies/1`, `step_accuracies/2` and so on.
+    """
     output = model(**{name: batch[name] for name in INPUTS if batch.get(name) is not None})
     scalars = {
         name: value
         for name, value in output.items()
         if isinstance(value, torch.Tensor) and value.dim() == 0 and name not in ("loss", "num_targets")
     }
+    for name in ("step_losses", "step_accuracies"):
+        values = output.get(name)
+        if values is not None:
+            scalars |= {f"{name}/{ahead}": value for ahead, value in enumerate(values, start=1)}
     return StepOutput(output.loss, output.num_targets, scalars)
 
 

@@ -20,7 +20,7 @@ from .sources import Source, open_source
 from .synthetic_speech import write_corpus
 
 RECIPES = Path(__file__).parent / "recipes" / "wav2vec2"
-NUM_UTTERANCES, NUM_VOICES = 900, 60
+NUM_UTTERANCES, NUM_VOICES = 1600, 80
 
 
 def main(arguments: list[str] | None = None) -> dict:
