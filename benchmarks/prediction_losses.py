@@ -42,30 +42,37 @@ def wav2vec_case(batch_size: int, total: int, channels: int) -> Case:
     )
     for parameter in objective.parameters():
         torch.nn.init.uniform_(parameter, -0.01, 0.01)
-    context = torch.randn(batch_size, total, channels, requires_grad=True)
-    targets = torch.randn(batch_size, total, channels, requires_grad=True)
+    with torch.no_grad():
+        weight = objective.predictor.weight.permute(2, 1, 0).unsqueeze(2).contiguous()  # [C, C, 1, K]
+        bias = objective.predictor.bias[0].clone()
+    weight.requires_grad_()
+    bias.requires_grad_()
+    # as convolutions leave them
+    context = torch.randn(batch_size, channels, total, requires_grad=True)
+    targets = torch.randn(batch_size, channels, total, requires_grad=True)
     rows = torch.arange(batch_size)[:, None, None] * total
     negatives = torch.randint(0, total, (batch_size, num_negatives, total)) + rows
 
     def original() -> Tensor:
-        weight = objective.predictor.weight.permute(2, 1, 0).unsqueeze(2)  # [C, C, 1, K]
-        columns = context.transpose(1, 2).unsqueeze(-1)
-        predictions = F.conv_transpose2d(columns, weight, objective.predictor.bias[0])  # [B, C, T, K]
-        flat = targets.flatten(0, 1)
-        copies = flat[negatives.permute(1, 0, 2).flatten()].view(num_negatives, batch_size, total, channels)
-        candidates = torch.cat([targets[None], copies]).permute(0, 1, 3, 2)  # [1 + N, B, C, T]
-        scores, labels = [], []
+        predictions = F.conv_transpose2d(context.unsqueeze(-1), weight, bias)  # [B, C, T, K]
+        columns = targets.transpose(0, 1).flatten(1)  # [C, B * T]
+        copies = columns[:, negatives.flatten()].view(channels, batch_size, num_negatives, total)
+        candidates = torch.cat([targets[None], copies.permute(2, 1, 0, 3)])  # [1 + N, B, C, T]
+        num_pairs = batch_size * sum(total - offset - k for k in range(num_steps))
+        scores = context.new_empty((1 + num_negatives) * num_pairs)
+        labels = torch.zeros_like(scores)
+        begin = 0
         for k in range(num_steps):
             length = total - offset - k
-            shifted = candidates[..., offset + k :]
-            scores.append(torch.einsum("bct,nbct->nbt", predictions[..., :length, k], shifted).flatten())
-            label = torch.zeros(1 + num_negatives, batch_size, length)
-            label[0] = 1.0
-            labels.append(label.flatten())
-        return F.binary_cross_entropy_with_logits(torch.cat(scores), torch.cat(labels), reduction="sum")
+            end = begin + (1 + num_negatives) * batch_size * length
+            products = torch.einsum("bct,nbct->nbt", predictions[..., :length, k], candidates[..., offset + k :])
+            scores[begin:end] = products.flatten()
+            labels[begin : begin + batch_size * length] = 1.0
+            begin = end
+        return F.binary_cross_entropy_with_logits(scores, labels, reduction="sum")
 
     def ours() -> Tensor:
-        found = objective(context, targets, sampled_negative_indices=negatives)
+        found = objective(context.transpose(1, 2), targets.transpose(1, 2), sampled_negative_indices=negatives)
         return found.loss * found.num_targets
 
     return Case(f"wav2vec {batch_size} x {total} frames", original, ours, [context, targets])

@@ -1,4 +1,4 @@
-"""What models on strided convolutions have in common: lengths, checks, initialisation, code that travels."""
+"""What models on strided convolutions have in common: lengths, heads' initialisation, code that travels."""
 
 from typing import ClassVar
 
@@ -6,9 +6,22 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .conv import num_frames, num_valid, receptive_field, sample_lengths, valid_frames
-from .future_prediction import StepPredictor
-from .quantizers import UniformLinear
+from .conv import num_frames, num_samples_needed, num_valid, sample_lengths, valid_frames
+
+# what an Auto class is asked for, and what the class it finds is called behind the name of the architecture
+HEADS = {
+    "AutoModel": "Model",
+    "AutoModelForPreTraining": "ForPreTraining",
+    "AutoModelForCTC": "ForCTC",
+    "AutoModelForAudioClassification": "ForSequenceClassification",
+    "AutoModelForAudioFrameClassification": "ForAudioFrameClassification",
+}
+
+
+def classes_of(architecture: str, prefix: str) -> dict[str, str]:
+    """{Auto class: file.Class} of all classes of an architecture, e.g. of "vq_wav2vec", "VQWav2Vec"."""
+    models = {auto_class: f"modeling_{architecture}.{prefix}{head}" for auto_class, head in HEADS.items()}
+    return {"AutoConfig": f"configuration_{architecture}.{prefix}Config", **models}
 
 
 class ConvModelMixin:
@@ -21,6 +34,11 @@ class ConvModelMixin:
         """Frames of the convolutions for a number of samples at 16 kHz (or a tensor of them)."""
         return num_frames(num_samples, self.config.conv_kernel, self.config.conv_stride)
 
+    @property
+    def num_samples_needed(self) -> int:
+        """The fewest samples that make a frame."""
+        return num_samples_needed(1, self.config.conv_kernel, self.config.conv_stride)
+
     def _get_feat_extract_output_lengths(self, input_lengths: int | Tensor) -> int | Tensor:
         return self.num_frames(input_lengths)
 
@@ -30,32 +48,20 @@ class ConvModelMixin:
 
     def sample_lengths(self, input_values: Tensor, attention_mask: Tensor | None) -> Tensor | None:
         """Valid samples [B] of each row, None without a mask; a row without a single frame is refused."""
-        needed = receptive_field(self.config.conv_kernel, self.config.conv_stride)
-        return sample_lengths(input_values, attention_mask, needed)
+        return sample_lengths(input_values, attention_mask, self.num_samples_needed)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Linear layers of heads N(0, initializer_range), norms 1 and 0, all else as PyTorch starts it.
+        """Linear layers of heads N(0, initializer_range), norms 1 and 0, weights of layers all alike.
 
         Each tensor is set at the module that owns it: Transformers passes over modules without tensors of their own.
         """
         super()._init_weights(module)
         if hasattr(module, "layer_weights"):
             init.constant_(module.layer_weights, 1.0 / len(module.layer_weights))
-        if isinstance(module, nn.Conv1d):
-            bound = (module.in_channels // module.groups * module.kernel_size[0]) ** -0.5
-        elif isinstance(module, UniformLinear):
-            bound = module.in_features**-0.5
-        elif isinstance(module, nn.GRU):
-            bound = module.hidden_size**-0.5
-        elif isinstance(module, StepPredictor):
-            bound = module.initial_bound
-        else:
-            return
-        for parameter in module.parameters(recurse=False):
-            init.uniform_(parameter, -bound, bound)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As Transformers', with every class that an Auto class finds in the folder."""
+        # saving adds only the class of the model itself
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **self.travelling_classes}
         super().save_pretrained(save_directory, *args, **kwargs)

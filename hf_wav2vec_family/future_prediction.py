@@ -20,7 +20,7 @@ class FuturePredictionLoss:
     """
     Args:
         loss: scalar, mean over all pairs of a context and a step; times `num_targets` it is the original's sum.
-        step_losses: [K], the same for each step.
+        step_losses, step_accuracies: [K], loss and accuracy of each step.
         accuracy: scalar, share of the pairs whose positive scores at least as high as every negative, unless all tie.
         num_targets: scalar int64, the number of pairs.
         scores: [B, T', 1 + N, K] float32 for the target frames offset..T-1, the positive first.
@@ -29,6 +29,7 @@ class FuturePredictionLoss:
 
     loss: Tensor
     step_losses: Tensor
+    step_accuracies: Tensor
     accuracy: Tensor
     num_targets: Tensor
     scores: Tensor
@@ -60,11 +61,15 @@ class StepPredictor(nn.Module):
 
 
 def align_with_targets(predictions: Tensor) -> Tensor:
-    """Predictions [B, K - 1 + T, K, D] of contexts after K - 1 empty ones -> [B, T, K, D], step k moved on by k."""
-    num_steps = predictions.shape[2]
-    total = predictions.shape[1] - num_steps + 1
-    shifted = [predictions[:, num_steps - 1 - k : num_steps - 1 - k + total, k] for k in range(num_steps)]
-    return torch.stack(shifted, dim=2)
+    """Predictions [B, T, K, D] -> [B, T, K, D], step k moved on by k; what comes before the first means nothing."""
+    batch_size, total, num_steps, _ = predictions.shape
+    device = predictions.device
+    steps = torch.arange(num_steps, device=device)
+    context = (torch.arange(total, device=device)[:, None] - steps).clamp(min=0)
+    context = context + torch.arange(batch_size, device=device)[:, None, None] * total  # [B, T, K]
+    # one gather, because the gradient of K slices is K tensors of the size of all predictions
+    moved = predictions.flatten(0, 2).index_select(0, (context * num_steps + steps).flatten())
+    return moved.view(predictions.shape)
 
 
 def binary_nce(scores: Tensor, negative_weight: float = 1.0) -> Tensor:
@@ -93,11 +98,13 @@ def reduce_over_targets(losses: Tensor, scores: Tensor, valid: Tensor) -> Future
     sums = torch.where(valid, losses, 0.0).sum(dim=(0, 1))
     positive, negatives = scores[:, :, 0], scores[:, :, 1:]
     won = (positive >= negatives.amax(dim=2)) & (positive > negatives.amin(dim=2))
+    num_won = (won & valid).sum(dim=(0, 1))
     total = counts.sum()
     return FuturePredictionLoss(
         loss=sums.sum() / total.clamp(min=1),
         step_losses=sums / counts.clamp(min=1),
-        accuracy=(won & valid).sum() / total.clamp(min=1),
+        step_accuracies=num_won / counts.clamp(min=1),
+        accuracy=num_won.sum() / total.clamp(min=1),
         num_targets=total,
         scores=scores,
         valid=valid,
@@ -167,12 +174,13 @@ class FuturePrediction(nn.Module):
         own = torch.arange(batch_size * total, device=targets.device).view(batch_size, 1, total)
         candidates = torch.cat([own, sampled_negative_indices], dim=1)[..., self.offset :].transpose(1, 2)
 
-        first_contexts = F.pad(context[:, : total - self.offset], (0, 0, self.num_steps - 1, 0))
-        predictions = align_with_targets(self.dropout(self.predictor(first_contexts)))  # [B, T', K, D]
+        predictions = self.dropout(self.predictor(context[:, : total - self.offset]))
+        predictions = align_with_targets(predictions)  # [B, T', K, D]
         gathered = targets.flatten(0, 1).index_select(0, candidates.flatten()).view(*candidates.shape, -1)
         # a sum over hundreds of channels needs digits that bfloat16 does not have
         with torch.autocast(context.device.type, enabled=False):
-            scores = gathered.float() @ predictions.float().transpose(-1, -2)  # [B, T', 1 + N, K]
+            scores = predictions.float() @ gathered.float().transpose(-1, -2)  # [B, T', K, 1 + N]
+        scores = scores.transpose(-1, -2)
         reached = torch.arange(total - self.offset, device=targets.device)[:, None] >= torch.arange(
             self.num_steps, device=targets.device
         )

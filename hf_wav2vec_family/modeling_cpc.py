@@ -23,15 +23,8 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from .configuration_cpc import CPCConfig
-from .conv import (
-    MaskedGroupNorm,
-    conv_channels_last,
-    num_frames,
-    num_samples_needed,
-    num_valid,
-    sample_lengths,
-    valid_frames,
-)
+from .conv import MaskedGroupNorm, conv_channels_last, num_frames, num_samples_needed, num_valid, valid_frames
+from .conv_model import ConvModelMixin, classes_of
 from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
 from .masking import take_frames
 from .predictors import ConvPredictors, FeedForwardPredictors, LinearPredictors, TransformerPredictors
@@ -363,13 +356,14 @@ def future_scores(predictions: Tensor, frames: Tensor, negatives: Tensor) -> Fut
     )
 
 
-class CPCPreTrainedModel(PreTrainedModel):
+class CPCPreTrainedModel(ConvModelMixin, PreTrainedModel):
     """Initialisation, lengths and masks for every CPC model."""
 
     config: CPCConfig
     base_model_prefix = "cpc"
     main_input_name = "input_values"
     input_modalities = "audio"
+    travelling_classes: ClassVar = classes_of("cpc", "CPC")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -388,23 +382,15 @@ class CPCPreTrainedModel(PreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def save_pretrained(self, save_directory, **kwargs):
-        """As Transformers saves a model, with every class that can load the folder named in its config."""
-        # saving adds only the class of the model itself
-        self.config.auto_map = {name: f"modeling_cpc.{known.__name__}" for name, known in AUTO_CLASSES.items()}
-        super().save_pretrained(save_directory, **kwargs)
-
     def num_frames(self, num_samples: int | Tensor) -> int | Tensor:
         """Frames for a number of samples at 16 kHz (or a tensor of them): (samples + 1) // 160 with the defaults."""
         config = self.config
         return num_frames(num_samples, config.conv_kernel, config.conv_stride, config.conv_padding)
 
-    def _get_feat_extract_output_lengths(self, input_lengths: int | Tensor) -> int | Tensor:
-        return self.num_frames(input_lengths)
-
-    def frame_mask(self, attention_mask: Tensor, total: int) -> Tensor:
-        """Mask of samples [B, S] -> mask of the `total` = T frames, [B, T] bool."""
-        return valid_frames(self.num_frames(num_valid(attention_mask)), total)
+    @property
+    def num_samples_needed(self) -> int:
+        """The fewest samples that make a frame."""
+        return num_samples_needed(1, self.config.conv_kernel, self.config.conv_stride, self.config.conv_padding)
 
 
 class CPCModel(CPCPreTrainedModel):
@@ -438,7 +424,7 @@ class CPCModel(CPCPreTrainedModel):
         Raises:
             ValueError: a clip is too short for a frame.
         """
-        lengths = sample_lengths(input_values, attention_mask, self.num_samples_needed)
+        lengths = self.sample_lengths(input_values, attention_mask)
         lengths = lengths if self.config.padding_invariant else None
         frames = self.encoder(input_values, lengths)
         if self.config.reversed_time:
@@ -483,7 +469,7 @@ class CPCModel(CPCPreTrainedModel):
         if carry_convolutions:
             frames, conv_inputs = self.encoder.stream(chunk, conv_inputs, final)
         else:
-            sample_lengths(chunk, None, self.num_samples_needed)
+            self.sample_lengths(chunk, None)
             frames = self.encoder(chunk)
         context, recurrent = self.context_network(frames, recurrent)
         return CPCModelOutput(
@@ -491,11 +477,6 @@ class CPCModel(CPCPreTrainedModel):
             extract_features=frames,
             state=None if final else CPCStreamState(conv_inputs, recurrent),
         )
-
-    @property
-    def num_samples_needed(self) -> int:
-        """The fewest samples that make a frame."""
-        return num_samples_needed(1, self.config.conv_kernel, self.config.conv_stride, self.config.conv_padding)
 
     def _refuse_what_cannot_stream(self, chunk: Tensor, state: CPCStreamState | None, carry_convolutions: bool):
         config = self.config
@@ -676,12 +657,8 @@ class CPCForAudioFrameClassification(AudioFrameClassificationHead, CPCPreTrained
         self.post_init()
 
 
-AUTO_CLASSES = {
-    "AutoModel": CPCModel,
-    "AutoModelForPreTraining": CPCForPreTraining,
-    "AutoModelForCTC": CPCForCTC,
-    "AutoModelForAudioClassification": CPCForSequenceClassification,
-    "AutoModelForAudioFrameClassification": CPCForAudioFrameClassification,
-}
-for auto_class, model_class in AUTO_CLASSES.items():
-    model_class.register_for_auto_class(auto_class)
+CPCModel.register_for_auto_class("AutoModel")
+CPCForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+CPCForCTC.register_for_auto_class("AutoModelForCTC")
+CPCForSequenceClassification.register_for_auto_class("AutoModelForAudioClassification")
+CPCForAudioFrameClassification.register_for_auto_class("AutoModelForAudioFrameClassification")

@@ -21,11 +21,10 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
-from .causal_conv import CausalConvNetwork, CausalGRU, ConvEncoder
+from .causal_conv_model import CausalConvModelMixin
 from .configuration_vq_wav2vec import VQWav2VecConfig
-from .conv import num_valid, valid_frames
-from .conv_model import ConvModelMixin
-from .future_prediction import FuturePrediction
+from .conv import valid_frames
+from .conv_model import classes_of
 from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
 from .kmeans import KmeansOutput, KmeansVectorQuantizer
 from .quantizers import GumbelVectorQuantizer, QuantizerOutput, code_usage
@@ -65,7 +64,7 @@ class VQWav2VecForPreTrainingOutput(ModelOutput):
         contrastive_loss: mean over all pairs of a context and a step of the sum over their candidates.
         diversity_loss: Gumbel only: `diversity_loss_weight` * (G V - perplexity).
         quantizer_loss: k-means only: `quantizer_loss_weight` * (codebook loss + commitment loss).
-        step_losses: [K], the contrastive loss of each step.
+        step_losses, step_accuracies: [K], contrastive loss and accuracy of each step.
         accuracy: share of the pairs whose positive scores at least as high as every negative, unless all tie.
         codevector_perplexity: Gumbel only: of the mean soft choice, between G and G * V.
         code_perplexity: of the codes chosen in fact.
@@ -79,6 +78,7 @@ class VQWav2VecForPreTrainingOutput(ModelOutput):
     diversity_loss: Tensor | None = None
     quantizer_loss: Tensor | None = None
     step_losses: Tensor | None = None
+    step_accuracies: Tensor | None = None
     accuracy: Tensor | None = None
     codevector_perplexity: Tensor | None = None
     code_perplexity: Tensor | None = None
@@ -106,39 +106,6 @@ class VQWav2VecStream:
     context_state: list[Tensor] | None
 
 
-def make_encoder(config: VQWav2VecConfig) -> ConvEncoder:
-    return ConvEncoder(
-        config.conv_dim,
-        config.conv_kernel,
-        config.conv_stride,
-        skip_connections=config.feat_skip_connections,
-        residual_scale=config.residual_scale,
-        log_compression=config.log_compression,
-        norm=config.conv_norm,
-        affine=config.conv_norm_affine,
-        activation=ACT2FN[config.hidden_act],
-        dropout=config.conv_dropout,
-    )
-
-
-def make_context_network(config: VQWav2VecConfig, input_dim: int) -> CausalConvNetwork | CausalGRU:
-    if config.context_type == "gru":
-        return CausalGRU(input_dim, config.context_dim[0])
-    return CausalConvNetwork(
-        input_dim,
-        config.context_dim,
-        config.context_kernel,
-        padding=config.context_padding,
-        skip_connections=config.context_skip_connections,
-        residual_scale=config.residual_scale,
-        bias=config.context_bias,
-        norm=config.conv_norm,
-        affine=config.conv_norm_affine,
-        activation=ACT2FN[config.hidden_act],
-        dropout=config.conv_dropout,
-    )
-
-
 def make_quantizer(config: VQWav2VecConfig) -> GumbelVectorQuantizer | KmeansVectorQuantizer:
     options = {
         "num_groups": config.num_codevector_groups,
@@ -159,23 +126,12 @@ def make_quantizer(config: VQWav2VecConfig) -> GumbelVectorQuantizer | KmeansVec
     )
 
 
-class VQWav2VecPreTrainedModel(ConvModelMixin, PreTrainedModel):
+class VQWav2VecPreTrainedModel(CausalConvModelMixin, PreTrainedModel):
     """Initialisation, lengths and masks for every vq-wav2vec model."""
 
     config: VQWav2VecConfig
     base_model_prefix = "vq_wav2vec"
-    main_input_name = "input_values"
-    input_modalities = "audio"
-    supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar = ["ConvBlock"]
-    travelling_classes: ClassVar = {
-        "AutoConfig": "configuration_vq_wav2vec.VQWav2VecConfig",
-        "AutoModel": "modeling_vq_wav2vec.VQWav2VecModel",
-        "AutoModelForPreTraining": "modeling_vq_wav2vec.VQWav2VecForPreTraining",
-        "AutoModelForCTC": "modeling_vq_wav2vec.VQWav2VecForCTC",
-        "AutoModelForAudioClassification": "modeling_vq_wav2vec.VQWav2VecForSequenceClassification",
-        "AutoModelForAudioFrameClassification": "modeling_vq_wav2vec.VQWav2VecForAudioFrameClassification",
-    }
+    travelling_classes: ClassVar = classes_of("vq_wav2vec", "VQWav2Vec")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -195,10 +151,10 @@ class VQWav2VecModel(VQWav2VecPreTrainedModel):
 
     def __init__(self, config: VQWav2VecConfig):
         super().__init__(config)
-        self.feature_extractor = make_encoder(config)
+        self.feature_extractor = self.make_encoder()
         self.quantizer = make_quantizer(config)
         self.feature_dropout = nn.Dropout(config.feat_dropout)
-        self.context_network = make_context_network(config, config.codevector_dim)
+        self.context_network = self.make_context_network(config.codevector_dim)
         # a tensor, so that a compiled graph reads it rather than being compiled for each value
         self.register_buffer("gumbel_temperature", torch.tensor(float(config.gumbel_temperature)), persistent=False)
         self.post_init()
@@ -210,18 +166,6 @@ class VQWav2VecModel(VQWav2VecPreTrainedModel):
         if temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {temperature}.")
         self.gumbel_temperature.fill_(temperature)
-
-    def freeze_feature_encoder(self):
-        """Stops training the convolutions of the encoder."""
-        self.feature_extractor.requires_grad_(False)
-
-    def frame_lengths(self, attention_mask: Tensor | None) -> Tensor | None:
-        """Valid frames [B] of each row, None without a mask."""
-        return None if attention_mask is None else self.num_frames(num_valid(attention_mask))
-
-    def norm_lengths(self, lengths: Tensor | None) -> Tensor | None:
-        """The same for the norms, which see padding too if `padding_invariant` is off."""
-        return lengths if self.config.padding_invariant else None
 
     def extract_features(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Waveform [B, S] and its mask [B, S] or None -> z [B, T, C]."""
@@ -322,11 +266,7 @@ class VQWav2VecModel(VQWav2VecPreTrainedModel):
 
         All answers one behind the other equal one pass over the whole waveform. Needs `conv_norm="layer"`.
         """
-        if self.config.conv_norm != "layer":
-            raise ValueError(
-                f'stream needs conv_norm="layer", got {self.config.conv_norm!r}: its statistics are those of a whole'
-                " clip, which is not there yet."
-            )
+        self.refuse_to_stream_unless_causal()
         latents = self.feature_extractor.stream(chunk, None if past is None else past.encoder_state)
         if latents.frames.shape[-1] > 0:
             codes = self.quantizer.encode(latents.frames.transpose(1, 2))
@@ -352,19 +292,8 @@ class VQWav2VecForPreTraining(VQWav2VecPreTrainedModel):
         self.context_dropout = nn.Dropout(config.context_dropout)
         self.project_features = None
         if config.project_features == "new":
-            self.project_features = make_context_network(config, config.codevector_dim)
-        self.prediction = FuturePrediction(
-            config.hidden_size,
-            config.codevector_dim if config.project_features == "none" else config.hidden_size,
-            num_steps=config.num_prediction_steps,
-            offset=config.first_predicted_frame,
-            objective=config.objective,
-            num_negatives=config.num_negatives,
-            num_cross_sample_negatives=config.num_cross_sample_negatives,
-            balanced_classes=config.balanced_classes,
-            bias_per_step=config.prediction_bias == "per_step",
-            dropout=config.conv_dropout,
-        )
+            self.project_features = self.make_context_network(config.codevector_dim)
+        self.prediction = self.make_prediction(config.codevector_dim)
         self.post_init()
 
     def set_gumbel_temperature(self, temperature: float):
@@ -374,17 +303,6 @@ class VQWav2VecForPreTraining(VQWav2VecPreTrainedModel):
     def quantize(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Codes [B, T, G] int64 of the waveform [B, S], without noise; those of padded frames mean nothing."""
         return self.vq_wav2vec.quantize(input_values, attention_mask)
-
-    def freeze_feature_encoder(self):
-        """Stops training the convolutions of the encoder."""
-        self.vq_wav2vec.freeze_feature_encoder()
-
-    def targets(self, quantized: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """What the context has to tell: quantized frames [B, T, D], or what `project_features` makes of them."""
-        if self.config.project_features == "none":
-            return quantized
-        network = self.project_features or self.vq_wav2vec.context_network
-        return network(quantized.transpose(1, 2), self.vq_wav2vec.norm_lengths(lengths))[-1].transpose(1, 2)
 
     @can_return_tuple
     def forward(
@@ -407,7 +325,7 @@ class VQWav2VecForPreTraining(VQWav2VecPreTrainedModel):
         outputs = self.vq_wav2vec(
             input_values, attention_mask, generator=generator, output_hidden_states=output_hidden_states
         )
-        lengths = self.vq_wav2vec.frame_lengths(attention_mask)
+        lengths = self.frame_lengths(attention_mask)
         found = self.prediction(
             self.context_dropout(outputs.last_hidden_state),
             self.targets(outputs.quantized_features, lengths),
@@ -426,6 +344,7 @@ class VQWav2VecForPreTraining(VQWav2VecPreTrainedModel):
             loss=found.loss + added,
             contrastive_loss=found.loss,
             step_losses=found.step_losses,
+            step_accuracies=found.step_accuracies,
             accuracy=found.accuracy,
             code_perplexity=outputs.code_perplexity,
             num_targets=found.num_targets,

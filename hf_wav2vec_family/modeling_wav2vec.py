@@ -15,16 +15,13 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ModelOutput, Wav2Vec2BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
-from .causal_conv import CausalConvNetwork, CausalGRU, ConvEncoder
+from .causal_conv_model import CausalConvModelMixin
 from .configuration_wav2vec import Wav2VecConfig
-from .conv import num_valid
-from .conv_model import ConvModelMixin
-from .future_prediction import FuturePrediction
+from .conv_model import classes_of
 from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
 
 
@@ -34,7 +31,7 @@ class Wav2VecForPreTrainingOutput(ModelOutput):
     Args:
         loss: scalar, equal to `contrastive_loss`.
         contrastive_loss: mean over all pairs of a context and a step of the sum over their candidates.
-        step_losses: [K], the same for each step.
+        step_losses, step_accuracies: [K], contrastive loss and accuracy of each step.
         accuracy: share of the pairs whose positive scores at least as high as every negative, unless all tie.
         num_targets: pairs; `loss * num_targets` is the sum that the original code minimises.
         last_hidden_state: c [B, T, H]. extract_features: z [B, T, C]. hidden_states: if asked for.
@@ -43,6 +40,7 @@ class Wav2VecForPreTrainingOutput(ModelOutput):
     loss: Tensor | None = None
     contrastive_loss: Tensor | None = None
     step_losses: Tensor | None = None
+    step_accuracies: Tensor | None = None
     accuracy: Tensor | None = None
     num_targets: Tensor | None = None
     last_hidden_state: Tensor | None = None
@@ -65,56 +63,12 @@ class Wav2VecStream:
     context_state: list[Tensor] | None
 
 
-def make_encoder(config: Wav2VecConfig) -> ConvEncoder:
-    return ConvEncoder(
-        config.conv_dim,
-        config.conv_kernel,
-        config.conv_stride,
-        skip_connections=config.feat_skip_connections,
-        residual_scale=config.residual_scale,
-        log_compression=config.log_compression,
-        norm=config.conv_norm,
-        affine=config.conv_norm_affine,
-        activation=ACT2FN[config.hidden_act],
-        dropout=config.conv_dropout,
-    )
-
-
-def make_context_network(config: Wav2VecConfig) -> CausalConvNetwork | CausalGRU:
-    if config.context_type == "gru":
-        return CausalGRU(config.conv_dim[-1], config.context_dim[0])
-    return CausalConvNetwork(
-        config.conv_dim[-1],
-        config.context_dim,
-        config.context_kernel,
-        padding=config.context_padding,
-        skip_connections=config.context_skip_connections,
-        residual_scale=config.residual_scale,
-        bias=config.context_bias,
-        norm=config.conv_norm,
-        affine=config.conv_norm_affine,
-        activation=ACT2FN[config.hidden_act],
-        dropout=config.conv_dropout,
-    )
-
-
-class Wav2VecPreTrainedModel(ConvModelMixin, PreTrainedModel):
+class Wav2VecPreTrainedModel(CausalConvModelMixin, PreTrainedModel):
     """Initialisation, lengths and masks for every wav2vec model."""
 
     config: Wav2VecConfig
     base_model_prefix = "wav2vec"
-    main_input_name = "input_values"
-    input_modalities = "audio"
-    supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar = ["ConvBlock"]
-    travelling_classes: ClassVar = {
-        "AutoConfig": "configuration_wav2vec.Wav2VecConfig",
-        "AutoModel": "modeling_wav2vec.Wav2VecModel",
-        "AutoModelForPreTraining": "modeling_wav2vec.Wav2VecForPreTraining",
-        "AutoModelForCTC": "modeling_wav2vec.Wav2VecForCTC",
-        "AutoModelForAudioClassification": "modeling_wav2vec.Wav2VecForSequenceClassification",
-        "AutoModelForAudioFrameClassification": "modeling_wav2vec.Wav2VecForAudioFrameClassification",
-    }
+    travelling_classes: ClassVar = classes_of("wav2vec", "Wav2Vec")
 
 
 class Wav2VecModel(Wav2VecPreTrainedModel):
@@ -122,14 +76,10 @@ class Wav2VecModel(Wav2VecPreTrainedModel):
 
     def __init__(self, config: Wav2VecConfig):
         super().__init__(config)
-        self.feature_extractor = make_encoder(config)
+        self.feature_extractor = self.make_encoder()
         self.feature_dropout = nn.Dropout(config.feat_dropout)
-        self.context_network = make_context_network(config)
+        self.context_network = self.make_context_network(config.conv_dim[-1])
         self.post_init()
-
-    def freeze_feature_encoder(self):
-        """Stops training the convolutions of the encoder."""
-        self.feature_extractor.requires_grad_(False)
 
     @can_return_tuple
     def forward(
@@ -147,8 +97,7 @@ class Wav2VecModel(Wav2VecPreTrainedModel):
         Returns: `last_hidden_state` c [B, T, H], `extract_features` z [B, T, C]; `hidden_states`, z and the output of
             each layer of the context network, if asked for.
         """
-        samples = self.sample_lengths(input_values, attention_mask)
-        samples = samples if self.config.padding_invariant else None
+        samples = self.norm_lengths(self.sample_lengths(input_values, attention_mask))
         lengths = None if samples is None else self.num_frames(samples)
         latents = self.feature_extractor(input_values, samples)
         layers = self.context_network(self.feature_dropout(latents), lengths)
@@ -165,11 +114,7 @@ class Wav2VecModel(Wav2VecPreTrainedModel):
 
         All answers one behind the other equal one pass over the whole waveform. Needs `conv_norm="layer"`.
         """
-        if self.config.conv_norm != "layer":
-            raise ValueError(
-                f'stream needs conv_norm="layer", got {self.config.conv_norm!r}: its statistics are those of a whole'
-                " clip, which is not there yet."
-            )
+        self.refuse_to_stream_unless_causal()
         latents = self.feature_extractor.stream(chunk, None if past is None else past.encoder_state)
         context = self.context_network.stream(latents.frames, None if past is None else past.context_state)
         return Wav2VecStream(
@@ -187,32 +132,11 @@ class Wav2VecForPreTraining(Wav2VecPreTrainedModel):
         super().__init__(config)
         self.wav2vec = Wav2VecModel(config)
         self.context_dropout = nn.Dropout(config.context_dropout)
-        self.project_features = make_context_network(config) if config.project_features == "new" else None
-        self.prediction = FuturePrediction(
-            config.hidden_size,
-            config.conv_dim[-1] if config.project_features == "none" else config.hidden_size,
-            num_steps=config.num_prediction_steps,
-            offset=config.first_predicted_frame,
-            objective=config.objective,
-            num_negatives=config.num_negatives,
-            num_cross_sample_negatives=config.num_cross_sample_negatives,
-            balanced_classes=config.balanced_classes,
-            bias_per_step=config.prediction_bias == "per_step",
-            dropout=config.conv_dropout,
-        )
+        self.project_features = None
+        if config.project_features == "new":
+            self.project_features = self.make_context_network(config.conv_dim[-1])
+        self.prediction = self.make_prediction(config.conv_dim[-1])
         self.post_init()
-
-    def freeze_feature_encoder(self):
-        """Stops training the convolutions of the encoder."""
-        self.wav2vec.freeze_feature_encoder()
-
-    def targets(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """What the context has to tell: latent frames [B, T, C], or what `project_features` makes of them."""
-        if self.config.project_features == "none":
-            return latents
-        network = self.project_features or self.wav2vec.context_network
-        lengths = lengths if self.config.padding_invariant else None
-        return network(latents.transpose(1, 2), lengths)[-1].transpose(1, 2)
 
     @can_return_tuple
     def forward(
@@ -233,7 +157,7 @@ class Wav2VecForPreTraining(Wav2VecPreTrainedModel):
             generator: for the negatives, on the device of the input.
         """
         outputs = self.wav2vec(input_values, attention_mask, output_hidden_states=output_hidden_states)
-        lengths = None if attention_mask is None else self.num_frames(num_valid(attention_mask))
+        lengths = self.frame_lengths(attention_mask)
         found = self.prediction(
             self.context_dropout(outputs.last_hidden_state),
             self.targets(outputs.extract_features, lengths),
@@ -245,6 +169,7 @@ class Wav2VecForPreTraining(Wav2VecPreTrainedModel):
             loss=found.loss,
             contrastive_loss=found.loss,
             step_losses=found.step_losses,
+            step_accuracies=found.step_accuracies,
             accuracy=found.accuracy,
             num_targets=found.num_targets,
             last_hidden_state=outputs.last_hidden_state,

@@ -1,13 +1,11 @@
-"""CPC: laws of the model, its objective, its streams and its folders."""
+"""CPC: laws of the model, its objective and its streams."""
 
 import math
-import subprocess
-import sys
 from itertools import pairwise
 
 import pytest
 import torch
-import transformers
+from causal_models import close
 from torch import nn
 
 import hf_wav2vec_family as family
@@ -74,10 +72,6 @@ def ragged_batch(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise of different lengths, NaN after the end of each, and the mask."""
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     return torch.where(mask, waveform(max(lengths), len(lengths)), float("nan")), mask.long()
-
-
-def close(found, expected, tolerance=1e-5):
-    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
 
 
 def test_the_defaults_are_the_papers_and_the_variant_has_as_many_parameters_as_the_published_model():
@@ -566,53 +560,6 @@ def test_heads_train():
         model.freeze_feature_encoder()
         model(waveforms, attention_mask=mask, labels=given).loss.backward()
         assert all((p.grad is None) == ("encoder" in n) for n, p in model.named_parameters())
-
-
-AUTO_CLASSES = {"AutoModel": family.CPCModel, "AutoModelForPreTraining": family.CPCForPreTraining, **HEADS}
-
-
-@pytest.mark.parametrize("auto_class", AUTO_CLASSES)
-def test_auto_classes_know_the_models(tmp_path, auto_class):
-    AUTO_CLASSES[auto_class](config()).save_pretrained(tmp_path)
-    assert type(getattr(transformers, auto_class).from_pretrained(tmp_path)) is AUTO_CLASSES[auto_class]
-    assert type(transformers.AutoConfig.from_pretrained(tmp_path)) is family.CPCConfig
-
-
-LOAD_WITHOUT_THE_PACKAGE = """
-import sys
-sys.modules["hf_wav2vec_family"] = None
-import torch, transformers
-folder, again = sys.argv[1:]
-clips, expected = torch.load(folder + "/expected.pt")
-for place in (folder, again):
-    model = transformers.AutoModel.from_pretrained(place, trust_remote_code=True).eval()
-    torch.testing.assert_close(model(clips).last_hidden_state, expected)
-    for name in {auto_classes}:
-        loaded = getattr(transformers, name).from_pretrained(place, trust_remote_code=True)
-        assert type(loaded).__module__.startswith("transformers_modules."), type(loaded)
-    if place == folder:  # fine-tuned by someone else and saved again
-        transformers.AutoModelForCTC.from_pretrained(folder, trust_remote_code=True).save_pretrained(again)
-"""
-
-
-def test_saved_folders_load_in_a_process_without_this_package_and_keep_their_code(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    folder, again = tmp_path / "folder", tmp_path / "again"
-    model = pretraining_model(**VARIANTS["channel-lstm"]).eval()
-    model.save_pretrained(folder)
-    assert set(family.CPCConfig.from_pretrained(folder).auto_map) == {"AutoConfig", *AUTO_CLASSES}
-    clips = waveform(2_000, 2)
-    torch.save((clips, model.cpc(clips).last_hidden_state.detach()), folder / "expected.pt")
-    code = LOAD_WITHOUT_THE_PACKAGE.replace("{auto_classes}", repr(tuple(AUTO_CLASSES)))
-    subprocess.run([sys.executable, "-c", code, folder, again], check=True, cwd=tmp_path)
-
-
-def test_a_folder_loaded_with_the_package_keeps_its_code_when_saved_again(tmp_path):
-    family.CPCModel(config()).save_pretrained(tmp_path / "first")
-    transformers.AutoModelForCTC.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
-    assert {path.name for path in (tmp_path / "second").glob("*.py")} == {
-        path.name for path in (tmp_path / "first").glob("*.py")
-    }
 
 
 @pytest.mark.parametrize("samples", [0, 1, 158])

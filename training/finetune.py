@@ -77,11 +77,13 @@ def compute(model: nn.Module, batch: dict) -> StepOutput:
     return StepOutput(output.loss, torch.tensor(len(batch["labels"]), device=output.loss.device))
 
 
-def thaw_after(num_steps: int):
-    """The paper's schedule for few labels: only the head learns in the first steps, then everything."""
+def thaw_after(num_steps: int, model: nn.Module):
+    """The paper's schedule for few labels: only the head learns in the first steps, then all that learns at all."""
+    learning = {name for name, parameter in model.base_model.named_parameters() if parameter.requires_grad}
 
     def before_step(model: nn.Module, step: int):
-        model.base_model.requires_grad_(step >= num_steps)
+        for name, parameter in model.base_model.named_parameters():
+            parameter.requires_grad_(name in learning and step >= num_steps)
 
     return before_step
 
@@ -139,7 +141,7 @@ def main(recipe: Recipe) -> dict:
         save=save,
         evaluate=evaluator(recipe, processor, accelerator) if data.evaluation else None,
         best=recipe.run.best_metric or "wer",
-        before_step=thaw_after(frozen_steps) if frozen_steps else None,
+        before_step=thaw_after(frozen_steps, model) if frozen_steps else None,
     )
     return train(recipe, stage, accelerator=accelerator, model=model, batches=batches)
 
