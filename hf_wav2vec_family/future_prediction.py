@@ -179,8 +179,8 @@ class FuturePrediction(nn.Module):
         gathered = targets.flatten(0, 1).index_select(0, candidates.flatten()).view(*candidates.shape, -1)
         # a sum over hundreds of channels needs digits that bfloat16 does not have
         with torch.autocast(context.device.type, enabled=False):
-            scores = predictions.float() @ gathered.float().transpose(-1, -2)  # [B, T', K, 1 + N]
-        scores = scores.transpose(-1, -2)
+            # candidates first: a negative that is the positive scores the same to the bit, as the accuracy expects
+            scores = gathered.float() @ predictions.float().transpose(-1, -2)  # [B, T', 1 + N, K]
         reached = torch.arange(total - self.offset, device=targets.device)[:, None] >= torch.arange(
             self.num_steps, device=targets.device
         )

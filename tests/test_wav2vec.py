@@ -94,6 +94,16 @@ def test_step_k_is_moved_k_frames_on():
     assert arrived == {(6, 0), (5, 1), (4, 2)}
 
 
+def test_a_negative_that_is_the_positive_ties_with_it_wherever_it_stands():
+    torch.manual_seed(0)
+    prediction = FuturePrediction(48, 48, num_steps=12, offset=3, objective="info_nce", num_negatives=10)
+    nn.init.normal_(prediction.predictor.weight)
+    nn.init.normal_(prediction.predictor.bias)
+    own = torch.arange(60).view(2, 1, 30).expand(-1, 10, -1)
+    found = prediction(torch.randn(2, 30, 48), torch.randn(2, 30, 48), sampled_negative_indices=own)
+    assert torch.equal(found.scores, found.scores[:, :, :1].expand_as(found.scores))
+
+
 @pytest.mark.parametrize(
     ("fields", "chance"),
     [
