@@ -12,17 +12,26 @@ import torch
 import transformers
 
 import hf_wav2vec_family as family
+from hf_wav2vec_family.decoding.pipeline import transcriber
+from hf_wav2vec_family.replabels import decode_path
+from hf_wav2vec_family.viterbi import best_paths
 
 CONVOLUTIONS = {"conv_dim": (8,) * 5, "context_dim": (8, 8), "context_kernel": (2, 3), "num_negatives": 5}
 ENCODER = {"conv_dim": (8,) * 6, "conv_kernel": (10, 8, 4, 4, 4, 1), "conv_stride": (5, 4, 2, 2, 2, 1)}
 CODES = {**CONVOLUTIONS, **ENCODER, "num_codevectors_per_group": 5}
 ROBERTA = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
+LETTERS = {"conv_dim": (8, 8), "conv_kernel": (5, 4), "vocab_size": 8, "pad_token_id": 6}
 CONFIGURATIONS = {
     "cpc": ("CPC", {"conv_dim": (8,) * 5, "hidden_size": 8, "num_negatives": 5}),
     "wav2vec": ("Wav2Vec", CONVOLUTIONS),
     "vq-wav2vec": ("VQWav2Vec", CODES),
     "vq-wav2vec-kmeans": ("VQWav2Vec", {**CODES, "quantizer_type": "kmeans"}),
     "discrete-bert": ("DiscreteBert", {"vq_wav2vec_config": CODES, "roberta_config": ROBERTA}),
+    "wav2letter": ("Wav2Letter", {**LETTERS, "conv_activation": "glu", "weight_norm": True}),
+    "wav2letter-encoder": (
+        "Wav2Letter",
+        {**LETTERS, "front_end": "encoder", "encoder_config": {"model_type": "vq-wav2vec", **CODES}},
+    ),
 }
 AUTO_CLASSES = {
     "AutoModel": "Model",
@@ -174,6 +183,45 @@ def test_a_discrete_bert_folder_transcribes_in_the_pipeline_without_the_package(
     text, last = run_apart(PIPELINE_WITHOUT_THE_PACKAGE, tmp_path / "modules", **paths).splitlines()
     assert text == expected
     assert float(last) == pytest.approx(0.5, abs=0.03)  # seconds, which need the hop of the convolutions
+
+
+@pytest.mark.parametrize("alphabet", ["letters", "phones"])
+def test_a_wav2letter_folder_transcribes_in_the_pipeline_without_the_package(tmp_path, alphabet):
+    folder, vocabulary = tmp_path / "model", tmp_path / "vocab.json"
+    symbols = [*"|ABC12"] if alphabet == "letters" else ["sil", "aa", "b", "sh", "t", "iy"]
+    vocabulary.write_text(json.dumps({symbol: i for i, symbol in enumerate([*symbols, "<pad>", "<unk>"])}))
+    special = {"bos_token": None, "eos_token": None}
+    if alphabet == "letters":
+        tokenizer = family.Wav2LetterCTCTokenizer(str(vocabulary), **special)
+    else:
+        tokenizer = transformers.Wav2Vec2PhonemeCTCTokenizer(str(vocabulary), do_phonemize=False, **special)
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True)
+    processor = transformers.Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer)
+    torch.manual_seed(0)
+    model = family.Wav2LetterForCTC(family.Wav2LetterConfig(**LETTERS)).eval()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(300)
+        model.criterion.transitions.normal_()
+    for part in (model, processor):
+        part.save_pretrained(folder)
+    waveform = torch.randn(8000)
+    np.save(tmp_path / "waveform.npy", waveform.numpy())
+    output = model(waveform[None])
+    lengths = torch.tensor([model.num_frames(8000)])
+    path = best_paths(output.emissions, model.criterion.transitions, lengths).paths[0]
+    if alphabet == "letters":
+        expected = "".join(symbols[i] for i in decode_path(path.tolist(), [4, 5])).replace("|", " ").strip()
+    else:
+        expected = " ".join(symbols[i] for i in decode_path(path.tolist()))
+    assert len(path.unique()) > 3
+    paths = {"folder": folder, "waveform": tmp_path / "waveform.npy"}
+    text, last = run_apart(PIPELINE_WITHOUT_THE_PACKAGE, tmp_path / "modules", **paths).splitlines()
+    assert text == expected
+    assert float(last) == pytest.approx(0.5, abs=0.1)  # seconds
+    both = [waveform.numpy(), waveform[:5000].numpy()]
+    alone, short = (transcriber(folder)(clip)["text"] for clip in both)
+    assert alone == expected
+    assert [result["text"] for result in transcriber(folder)(both, batch_size=2)] == [alone, short]
 
 
 def test_a_tokenizer_of_codes_loads_without_the_package_and_so_it_does_after_a_second_save(tmp_path):
