@@ -4,13 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 import hf_wav2vec_family
+from hf_wav2vec_family.configuration_discrete_bert import ORIGINAL_ROBERTA
 from training.pretrain import make_feature_extractor
 from training.recipe import Recipe, configuration, load_recipe, parse_command
 
 RECIPES = sorted((Path(__file__).parents[1] / "training" / "recipes").rglob("*.yaml"))
 PLACES = ("data.train=corpus", "run.output_dir=run")
+TASKS = {"pretrain": "ForPreTraining", "pretrain_bert": "ForMaskedLM", "finetune": "ForCTC"}
 NUM_PARAMETERS = {
     "wav2vec2/base_ls960": 95_044_608,
     "wav2vec2/large_ls960": 317_380_864,
@@ -36,10 +39,16 @@ def recipe_file(tmp_path):
 
 
 def stage_of(path: Path) -> str:
-    return "finetune" if "finetune" in path.stem else "pretrain"
+    if "bert" in path.parent.name and "finetune" not in path.stem:
+        return "pretrain_bert"
+    return "finetune" if "finetune" in path.stem or path.parent.name == "wav2letter" else "pretrain"
 
 
 def model_of(recipe: Recipe, task: str):
+    if task == "ForMaskedLM":
+        fields = {**ORIGINAL_ROBERTA, "vocab_size": 23_505, **recipe.model}
+        with torch.device("meta"):
+            return transformers.RobertaForMaskedLM(configuration(transformers.RobertaConfig, fields))
     package = hf_wav2vec_family
     config = configuration(getattr(package, f"{recipe.architecture}Config"), recipe.model)
     with torch.device("meta"):
@@ -49,7 +58,7 @@ def model_of(recipe: Recipe, task: str):
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_every_recipe_parses_and_its_model_section_builds_a_model(path):
     recipe = load_recipe(path, PLACES)
-    assert model_of(recipe, "ForCTC" if stage_of(path) == "finetune" else "ForPreTraining").num_parameters() > 0
+    assert model_of(recipe, TASKS[stage_of(path)]).num_parameters() > 0
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
@@ -74,6 +83,8 @@ def test_the_papers_models_have_as_many_parameters_as_the_published_ones(name, e
         ("bogus=1", "bogus"),
         ("data.bogus=1", "bogus"),
         ("optimization.bogus=1", "bogus"),
+        ("codes.bogus=1", "bogus"),
+        ("masking.bogus=1", "bogus"),
         ("run.bogus=1", "bogus"),
         ("optimization.schedule={kind: polynomial, bogus: 1}", "bogus"),
         ("optimization.gumbel_temperature={kind: linear, bogus: 1}", "bogus"),
@@ -105,10 +116,16 @@ def test_an_unknown_field_of_the_model_is_named_with_its_class(recipe_file):
         ("optimization.mixed_precision=fp8", r"mixed_precision must be one of .*bf16.*got 'fp8'"),
         ("optimization.schedule={kind: round}", r"schedule\.kind must be one of polynomial.*got 'round'"),
         ("optimization.schedule={warmup_steps: 1, kind: null}", r"schedule\.kind"),
+        ("optimization.optimizer=lamb", r"optimizer must be adamw or sgd, got 'lamb'"),
+        ("optimization.momentum=0.9", r"momentum needs the optimizer sgd, got 'adamw'"),
         ("data.min_seconds=30", r"min_seconds must not be above data\.max_seconds, got 30.* and 20"),
         ("data.train=[]", "source"),
         ("data.train={path: x, subset: y}", "source"),
         ("data.evaluation={path: x, subset: y}", "source"),
+        ("codes.tokens_per_sample=4000", r"tokens_per_sample must be .* at most batch_tokens, got 4000 and 3072"),
+        ("masking.mask_length=0", r"mask_length must be at least 1 .*got 0"),
+        ("masking.random_token_prob=0.95", r"above 1 together, got 0\.95 and 0\.1"),
+        ("masking.mask_length_std=-1", r"mask_length_std must not be negative, got -1"),
         ("run.keep_checkpoints=0", r"keep_checkpoints must be at least 1, got 0"),
         ("no equals sign", "key=value"),
     ],

@@ -31,7 +31,7 @@ from .planning import (
     Skip,
     UnusableRow,
 )
-from .sources import Row, as_sources, open_source
+from .sources import as_sources, open_source
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class BatchLoader(Dataset):
         rows, examples, skips = [], [], list(plan.skips)
         for planned in plan.rows:
             try:
-                examples.append(self._load(planned.row))
+                examples.append(self.load(planned, plan.epoch))
                 rows.append(planned)
             except UnusableRow as error:
                 skips.append(error.skip)
@@ -59,7 +59,9 @@ class BatchLoader(Dataset):
         num_rows = len(plan.rows) + len(plan.skips)
         return {"batch": batch, "num_rows": num_rows, "skips": skips, "following": plan.following}
 
-    def _load(self, row: Row) -> dict:
+    def load(self, planned: PlannedRow, epoch: int) -> dict:
+        """The example of a row in an epoch; may raise `UnusableRow`."""
+        row = planned.row
         try:
             waveform = read_audio(row.audio, self.collator.sampling_rate)
         except AudioError as error:
@@ -95,6 +97,8 @@ class SpeechBatches:
         ValueError: while iterating, if too many rows are bad or none can be used.
     """
 
+    loader_class = BatchLoader
+
     def __init__(self, *, sources, collator, num_workers: int = 0, **settings):
         self.settings = BatchSettings(**settings)
         self.sources = [open_source(source) for source in as_sources(sources)]
@@ -106,7 +110,7 @@ class SpeechBatches:
             self.report = Report()
         planner = Planner(self.sources, self.settings, self.position)
         loader = DataLoader(
-            BatchLoader(self.collator, self.settings),
+            self.loader_class(self.collator, self.settings),
             sampler=planner,
             batch_size=None,
             num_workers=self.num_workers,

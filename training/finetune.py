@@ -12,31 +12,58 @@ import transformers
 from accelerate import Accelerator
 from torch import nn
 
+from hf_wav2vec_family import Wav2LetterCTCTokenizer
+from hf_wav2vec_family.phones import CMU_39, TIMIT_39, TIMIT_48, TIMIT_61, WSJ_GRAPHEMES
+
 from .collators import normalized_text
 from .data import finetuning_batches
 from .evaluate import evaluate_on, write_report
 from .loop import Stage, StepOutput, make_accelerator, train
 from .pretrain import make_feature_extractor
-from .recipe import Recipe, batch_settings, configuration, family_class, parse_command, refuse_settings
+from .recipe import (
+    Recipe,
+    batch_settings,
+    configuration,
+    family_class,
+    parse_command,
+    refuse_settings,
+    refuse_unknown_fields,
+)
 from .sources import as_sources, open_source, openable
 
 # ids as in the published English models, most frequent letters first
 LETTERS = "|ETAONIHSRDLUMWCFGYPBVK'XJQZ"
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
 
+# The acoustic models of the papers count their symbols from 0, and have specials behind them
+PHONE_SETS = {"timit39": TIMIT_39, "timit48": TIMIT_48, "timit61": TIMIT_61, "cmu39": ("SIL", *CMU_39)}
+LAST_TOKENS = ("<pad>", "<unk>")
+NO_MARKS = {"bos_token": None, "eos_token": None}
 
-def make_tokenizer(recipe: Recipe, folder: Path) -> transformers.Wav2Vec2CTCTokenizer:
+
+def make_tokenizer(recipe: Recipe, folder: Path) -> transformers.PreTrainedTokenizer:
     """The symbols of the CTC head, as `recipe.vocabulary` asks for them."""
-    if recipe.vocabulary not in ("letters", "transcripts"):
-        return transformers.Wav2Vec2CTCTokenizer.from_pretrained(recipe.vocabulary)
-    letters = LETTERS if recipe.vocabulary == "letters" else letters_of(recipe)
-    vocabulary = {symbol: i for i, symbol in enumerate([*SPECIAL_TOKENS, *letters])}
+    kind = recipe.vocabulary
+    if kind in PHONE_SETS:
+        path = write_vocabulary([*PHONE_SETS[kind], *LAST_TOKENS], folder)
+        return transformers.Wav2Vec2PhonemeCTCTokenizer(path, do_phonemize=False, **NO_MARKS)
+    if kind == "wsj":
+        return Wav2LetterCTCTokenizer(write_vocabulary([*WSJ_GRAPHEMES, *LAST_TOKENS], folder), **NO_MARKS)
+    if kind not in ("letters", "transcripts"):
+        return transformers.Wav2Vec2CTCTokenizer.from_pretrained(kind)
+    letters = LETTERS if kind == "letters" else letters_of(recipe)
+    return transformers.Wav2Vec2CTCTokenizer(write_vocabulary([*SPECIAL_TOKENS, *letters], folder))
+
+
+def write_vocabulary(symbols: list[str], folder: Path) -> str:
+    """Writes `vocab.json`, the number of each symbol, and returns its path."""
+    vocabulary = {symbol: i for i, symbol in enumerate(symbols)}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "vocab.json"
     content = json.dumps(vocabulary, ensure_ascii=False, indent=1)
     if not path.exists() or path.read_text() != content:  # other processes may be reading it
         path.write_text(content)
-    return transformers.Wav2Vec2CTCTokenizer(str(path))
+    return str(path)
 
 
 def letters_of(recipe: Recipe) -> list[str]:
@@ -52,7 +79,7 @@ def letters_of(recipe: Recipe) -> list[str]:
 
 
 def make_model(recipe: Recipe, tokenizer) -> nn.Module:
-    """A CTC model from `recipe.pretrained`, or from random weights if there is none."""
+    """A CTC model from `recipe.pretrained`, on `recipe.encoder`, or from random weights if there is neither."""
     config_class, model_class = family_class(recipe, "Config"), family_class(recipe, "ForCTC")
     of_this_task = {
         "vocab_size": len(tokenizer),
@@ -63,6 +90,14 @@ def make_model(recipe: Recipe, tokenizer) -> nn.Module:
         "ctc_loss_per_utterance": True,
         "ctc_zero_infinity": True,
     }
+    if recipe.encoder is not None:
+        if recipe.pretrained is not None or not hasattr(model_class, "from_encoder"):
+            raise ValueError(
+                f"encoder is for an architecture that puts a new network on one, and no other pretrained model, got"
+                f" {recipe.encoder!r} with {recipe.architecture} and pretrained={recipe.pretrained!r}."
+            )
+        refuse_unknown_fields(config_class, recipe.model)
+        return model_class.from_encoder(recipe.encoder, **{**recipe.model, **of_this_task})
     if recipe.pretrained is None:
         return model_class(configuration(config_class, recipe.model, **of_this_task))
     before = config_class.from_pretrained(recipe.pretrained)
@@ -84,6 +119,32 @@ def thaw_after(num_steps: int, model: nn.Module):
     def before_step(model: nn.Module, step: int):
         for name, parameter in model.base_model.named_parameters():
             parameter.requires_grad_(name in learning and step >= num_steps)
+
+    return before_step
+
+
+def segment_linearly(num_steps: int):
+    """wav2letter's beginning: targets of the first steps are stretched evenly over their frames."""
+
+    def before_step(model: nn.Module, step: int):
+        model.set_linear_segmentation(step < num_steps)
+
+    return before_step
+
+
+def hooks_of(recipe: Recipe, model: nn.Module):
+    """(model, step) -> None, all that a recipe wants done before a step, or None if it wants nothing."""
+    frozen, linear = recipe.optimization.frozen_encoder_steps, recipe.optimization.linear_segmentation_steps
+    if linear and not hasattr(model, "set_linear_segmentation"):
+        raise ValueError(f"optimization.linear_segmentation_steps needs a model with ASG, got {type(model).__name__}.")
+    hooks = [thaw_after(frozen, model)] if frozen else []
+    hooks += [segment_linearly(linear)] if linear else []
+    if not hooks:
+        return None
+
+    def before_step(model: nn.Module, step: int):
+        for hook in hooks:
+            hook(model, step)
 
     return before_step
 
@@ -110,7 +171,7 @@ def evaluator(recipe: Recipe, processor, accelerator: Accelerator):
 
 def main(recipe: Recipe) -> dict:
     """Runs the stage; returns its summary. Model and processor are in `run.output_dir`/model."""
-    refuse_settings(recipe, "fine-tuning", optimization=["gumbel_temperature"])
+    refuse_settings(recipe, "fine-tuning", optimization=["gumbel_temperature"], own=["codes", "masking"])
     accelerator = make_accelerator(recipe)
     transformers.set_seed(recipe.run.seed)
     folder = Path(recipe.run.output_dir)
@@ -135,13 +196,12 @@ def main(recipe: Recipe) -> dict:
         # readers of the older layout look for the feature extractor in a file of its own
         processor.feature_extractor.save_pretrained(folder)
 
-    frozen_steps = recipe.optimization.frozen_encoder_steps
     stage = Stage(
         compute=compute,
         save=save,
         evaluate=evaluator(recipe, processor, accelerator) if data.evaluation else None,
         best=recipe.run.best_metric or "wer",
-        before_step=thaw_after(frozen_steps, model) if frozen_steps else None,
+        before_step=hooks_of(recipe, model),
     )
     return train(recipe, stage, accelerator=accelerator, model=model, batches=batches)
 

@@ -25,6 +25,7 @@ from .checkpoints import load_checkpoint, newest_checkpoint, read_run_state, rep
 from .recipe import Recipe, identity, learning_rates, temperatures
 
 SAMPLING_RATE = 16_000
+CODES_PER_SECOND = 100
 
 
 @dataclass
@@ -172,10 +173,18 @@ def _due(step: int, every: int) -> bool:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW with decoupled weight decay on every parameter, as the original training has it."""
+    """The recipe's optimizer with weight decay on every parameter, as the original training has it."""
     optimization = recipe.optimization
+    learning = [p for p in model.parameters() if p.requires_grad]
+    if optimization.optimizer == "sgd":
+        return torch.optim.SGD(
+            learning,
+            lr=optimization.learning_rate,
+            momentum=optimization.momentum,
+            weight_decay=optimization.weight_decay,
+        )
     return torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
+        learning,
         lr=optimization.learning_rate,
         betas=tuple(optimization.betas),
         eps=optimization.eps,
@@ -259,6 +268,13 @@ def keep_log_until(path: Path, step: int):
     rewritten.replace(path)
 
 
+def seconds_of(batch: dict) -> float:
+    """Audio in a batch, padding included: of waveforms, or of ids that stand for a frame of vq-wav2vec each."""
+    if "input_values" in batch:
+        return batch["input_values"].numel() / SAMPLING_RATE
+    return batch["input_ids"].numel() / CODES_PER_SECOND
+
+
 class RunLog:
     """What a person watches: a progress bar, trackers, and `log.jsonl` with one line per logged step."""
 
@@ -303,7 +319,7 @@ class RunLog:
         for name, value in {"loss": output.loss, **output.metrics}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach().float() * weight
         self.targets = self.targets + weight
-        self.seconds_of_audio += batch["input_values"].numel() / SAMPLING_RATE
+        self.seconds_of_audio += seconds_of(batch)
 
     def add_value(self, name: str, value: Tensor | float):
         self.values[name] = value

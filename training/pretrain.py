@@ -4,6 +4,7 @@ python -m training.pretrain training/recipes/wav2vec2/base_ls960.yaml data.train
 """
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,12 +13,13 @@ from accelerate.utils import broadcast
 from torch import nn
 from tqdm.auto import tqdm
 
-from .data import pretraining_batches
+from .data import SpeechBatches, pretraining_batches
 from .loop import Stage, StepOutput, make_accelerator, seed_step, train
 from .recipe import Recipe, batch_settings, configuration, family_class, parse_command, refuse_settings
 from .sources import as_sources, openable
 
 INPUTS = ("input_values", "attention_mask", "speaker_ids")
+Compute = Callable[[nn.Module, dict], StepOutput]
 
 
 def make_feature_extractor(recipe: Recipe, config) -> transformers.Wav2Vec2FeatureExtractor:
@@ -80,6 +82,23 @@ def codebook_care(recipe: Recipe, config):
     return before_batch
 
 
+def averages(
+    model: nn.Module, batches: SpeechBatches, compute: Compute, *, seed: int, device: torch.device
+) -> dict[str, float]:
+    """Loss and metrics over all targets of `batches`, with what the model draws seeded by the place of each batch."""
+    sums, total = {}, 0.0
+    for i, batch in enumerate(tqdm(batches, desc="evaluation", leave=False)):
+        seed_step(seed, i, 0)
+        output = compute(model, {n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in batch.items()})
+        weight = float(output.num_targets)
+        for name, value in {"loss": output.loss, **output.metrics}.items():
+            sums[name] = sums.get(name, 0.0) + float(value) * weight
+        total += weight
+    if total == 0:
+        raise ValueError(f"data.evaluation has nothing to evaluate on: {batches.summary()}.")
+    return {name: value / total for name, value in sums.items()}
+
+
 def evaluator(recipe: Recipe, feature_extractor, device: torch.device):
     """model -> its metrics on the evaluation data, with the same masks and distractors every time."""
     sources = openable(as_sources(recipe.data.evaluation, split="dev"))
@@ -95,17 +114,7 @@ def evaluator(recipe: Recipe, feature_extractor, device: torch.device):
             with_speakers=wants_speakers(model),
             num_epochs=1,
         )
-        sums, total = {}, 0.0
-        for i, batch in enumerate(tqdm(batches, desc="evaluation", leave=False)):
-            seed_step(recipe.run.seed, i, 0)
-            output = compute(model, {n: batch[n].to(device) for n in INPUTS if batch.get(n) is not None})
-            weight = float(output.num_targets)
-            for name, value in {"loss": output.loss, **output.metrics}.items():
-                sums[name] = sums.get(name, 0.0) + float(value) * weight
-            total += weight
-        if total == 0:
-            raise ValueError(f"data.evaluation has no clip between min_seconds and max_seconds: {sources}.")
-        return {name: value / total for name, value in sums.items()}
+        return averages(model, batches, compute, seed=recipe.run.seed, device=device)
 
     return evaluate
 
@@ -113,7 +122,11 @@ def evaluator(recipe: Recipe, feature_extractor, device: torch.device):
 def main(recipe: Recipe) -> dict:
     """Runs the stage; returns its summary. The model is in `run.output_dir`/model."""
     refuse_settings(
-        recipe, "pre-training", optimization=["frozen_encoder_steps"], data=["text_case"], own=["pretrained"]
+        recipe,
+        "pre-training",
+        optimization=["frozen_encoder_steps", "linear_segmentation_steps"],
+        data=["text_case"],
+        own=["pretrained", "encoder", "codes", "masking"],
     )
     accelerator = make_accelerator(recipe)
     config = configuration(family_class(recipe, "Config"), recipe.model)

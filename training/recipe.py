@@ -19,6 +19,7 @@ import hf_wav2vec_family
 
 from . import schedules
 from .sources import as_sources
+from .span_masking import SpanMasking
 
 
 @dataclass
@@ -51,17 +52,42 @@ class DataRecipe:
 
 
 @dataclass
+class CodesRecipe:
+    """BERT on codes only: how they are cut into sequences and batches.
+
+    Args:
+        tokens_per_sample: the longest sequence, `<s>` and `</s>` included; what is longer is cut into pieces.
+        batch_tokens: tokens in one batch of one process, sequences times the longest of them.
+        vq_wav2vec: folder or Hub id of the model that made the codes, to leave both as one Discrete BERT as well.
+    """
+
+    tokens_per_sample: int = 2048
+    batch_tokens: int = 3072
+    vq_wav2vec: str | None = None
+
+    def __post_init__(self):
+        if not 3 <= self.tokens_per_sample <= self.batch_tokens:
+            raise ValueError(
+                "codes: tokens_per_sample must be at least 3 and at most batch_tokens, got"
+                f" {self.tokens_per_sample} and {self.batch_tokens}."
+            )
+
+
+@dataclass
 class OptimizationRecipe:
-    """AdamW and what it follows. Defaults are those of wav2vec 2.0.
+    """The optimizer and what it follows. Defaults are those of wav2vec 2.0.
 
     Args:
         learning_rate: the peak.
+        optimizer: "adamw", which `betas` and `eps` belong to, or "sgd" with `momentum`.
         schedule: `{kind: ..., options}`, a function of training/schedules.py.
         gumbel_temperature: `{kind: ..., options}` for models with a Gumbel quantizer, else nothing.
         codebook: `{initialize: true, restart_every_steps: N}` for models with a k-means quantizer, else nothing: take
             the codebook from the first batch, and every N steps move entries that no frame of a batch chooses.
         max_grad_norm: gradients above this norm are scaled down; 0 leaves them alone.
         frozen_encoder_steps: fine-tuning only: steps in which nothing but the head learns.
+        linear_segmentation_steps: fine-tuning with ASG only: first steps, whose targets are stretched evenly over
+            their frames.
     """
 
     learning_rate: float = 5e-4
@@ -69,6 +95,8 @@ class OptimizationRecipe:
     schedule: dict[str, Any] = field(default_factory=lambda: {"kind": "polynomial", "warmup_steps": 32_000})
     gumbel_temperature: dict[str, Any] | None = None
     codebook: dict[str, Any] | None = None
+    optimizer: str = "adamw"
+    momentum: float = 0.0
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
     weight_decay: float = 0.01
@@ -78,6 +106,7 @@ class OptimizationRecipe:
     gradient_checkpointing: bool = False
     compile: bool = False
     frozen_encoder_steps: int = 0
+    linear_segmentation_steps: int = 0
 
 
 @dataclass
@@ -109,18 +138,27 @@ class Recipe:
     Args:
         architecture: prefix of the classes of the package, such as Wav2Vec2.
         pretrained: fine-tuning only: folder or Hub id of the model to start from; nothing means random weights.
-        vocabulary: fine-tuning only: "letters" for the English letters of the original models, "transcripts" for
-            the characters found in the training transcripts, or the folder of a tokenizer.
+        encoder: fine-tuning only: folder or Hub id of a pre-trained encoder, for an architecture that puts a new
+            network on one; instead of `pretrained`.
+        vocabulary: in fine-tuning, "letters" for the English letters of the original models, "transcripts" for the
+            characters found in the training transcripts, "timit39", "timit48", "timit61" or "cmu39" for phones
+            between blanks, "wsj" for the graphemes of WSJ with replabels (ASG), or the folder of a tokenizer; for
+            BERT on codes, "codes" for the words of the training data, or the folder of a `SpeechCodesTokenizer`.
         do_normalize: whether clips are given zero mean and unit variance; nothing means as the model expects.
-        model: fields of the model's configuration that differ from its defaults.
+        model: fields of the model's configuration that differ from its defaults; for BERT on codes, those of
+            `RobertaConfig`.
+        masking: for BERT on codes only.
     """
 
     architecture: str = "Wav2Vec2"
     pretrained: str | None = None
+    encoder: str | None = None
     vocabulary: str = "letters"
     do_normalize: bool | None = None
     model: dict[str, Any] = field(default_factory=dict)
     data: DataRecipe = field(default_factory=DataRecipe)
+    codes: CodesRecipe = field(default_factory=CodesRecipe)
+    masking: SpanMasking = field(default_factory=SpanMasking)
     optimization: OptimizationRecipe = field(default_factory=OptimizationRecipe)
     run: RunRecipe = field(default_factory=RunRecipe)
 
@@ -165,6 +203,10 @@ def check_recipe(recipe: Recipe):
         raise ValueError(
             f"optimization.mixed_precision must be one of {accepted}, got {optimization.mixed_precision!r}."
         )
+    if optimization.optimizer not in ("adamw", "sgd"):
+        raise ValueError(f"optimization.optimizer must be adamw or sgd, got {optimization.optimizer!r}.")
+    if optimization.momentum and optimization.optimizer != "sgd":
+        raise ValueError(f"optimization.momentum needs the optimizer sgd, got {optimization.optimizer!r}.")
     for name in ("num_steps", "gradient_accumulation_steps"):
         if getattr(optimization, name) < 1:
             raise ValueError(f"optimization.{name} must be at least 1, got {getattr(optimization, name)}.")
@@ -200,11 +242,15 @@ def temperatures(optimization: OptimizationRecipe):
 
 def configuration(config_class: type, fields: dict[str, Any], **more: Any):
     """A model configuration from a recipe's `model` section; a field that the class does not have is an error."""
-    known = {f.name for f in dataclasses.fields(config_class)}
-    unknown = sorted(set(fields) - known)
+    refuse_unknown_fields(config_class, fields)
+    return config_class(**{**fields, **more})
+
+
+def refuse_unknown_fields(config_class: type, fields: dict[str, Any]):
+    """ValueError for a field of a recipe's `model` section that the class does not have."""
+    unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(config_class)})
     if unknown:
         raise ValueError(f"model: {config_class.__name__} has no field {', '.join(unknown)}.")
-    return config_class(**{**fields, **more})
 
 
 def batch_settings(recipe: Recipe, *, rank: int, world_size: int) -> dict[str, Any]:
@@ -240,9 +286,8 @@ def refuse_settings(recipe: Recipe, stage: str, *, own: Sequence[str] = (), **se
 
 def identity(recipe: Recipe) -> dict[str, Any]:
     """What a run is about; a run that resumes with another is not the same run."""
-    own = {
-        name: getattr(recipe, name) for name in ("architecture", "pretrained", "vocabulary", "do_normalize", "model")
-    }
+    names = ("architecture", "pretrained", "encoder", "vocabulary", "do_normalize", "model")
+    own = {name: getattr(recipe, name) for name in names}
     return {**own, "data.train": [dataclasses.asdict(source) for source in as_sources(recipe.data.train)]}
 
 

@@ -7,7 +7,7 @@ A source is three words, `path`, `name` and `split`. What stands at `path` decid
 | folder with `<split>/metadata.jsonl` (or `.csv`), or with `metadata.*` itself | manifest | of the metadata |
 | folder of parquet, tar or audio files, or its `<split>/` | as below; audio alone has no text | of the sorted paths |
 | `.jsonl`, `.csv`, `.tsv` | manifest: audio paths relative to it, or absolute | of its lines |
-| `.parquet` | table with a column `audio` of struct<bytes, path> | of the table |
+| `.parquet` | table with a column `audio` of struct<bytes, path>, or with `codes` and no audio | of the table |
 | `.tar`, `.tar.gz`, `.tgz` | shard: neighbours that share a stem (audio, `.txt`, `.json`) are one row | of the tar |
 | pattern with `*`, `?` or `[` | all matches, one after another | of the sorted paths |
 | `owner/name`, when nothing of that name is here | Hub data set, streamed | of the data set |
@@ -68,7 +68,8 @@ class Row:
     """One utterance, not decoded.
 
     `id` is the column of that name, else the file name without its suffix; `audio` a path or the bytes of a file;
-    `text` and `duration_seconds` are None where the source doesn't tell; `extra` holds the other columns.
+    `text` and `duration_seconds` are None where the source doesn't tell; `extra` holds the other columns. A row of
+    codes has no bytes of audio.
     """
 
     id: str
@@ -288,9 +289,9 @@ def _dataset_rows(dataset, where: str) -> Iterator[Row]:
             dataset = dataset.cast_column(column, Audio(decode=False))
     try:
         for number, record in enumerate(dataset):
-            if "audio" not in record:
-                raise ValueError(f"{where}: expected a column 'audio', got {list(record)}.")
-            audio = record.pop("audio")
+            if not {"audio", "codes"} & set(record):
+                raise ValueError(f"{where}: expected a column 'audio', or 'codes', got {list(record)}.")
+            audio = record.pop("audio", None)
             if not isinstance(audio, Mapping):
                 audio = {"path": audio}
             path = audio.get("path")

@@ -1,0 +1,126 @@
+"""Batches of masked codes, from rows with a column `codes` as training.extract_codes leaves them.
+
+The same plans, positions and loader as those of audio: rows -> pieces that fit the model -> plans -> masked, padded
+batch. A mask is a function of (seed, epoch, number of the piece).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from hf_wav2vec_family import SpeechCodesTokenizer
+from hf_wav2vec_family.configuration_discrete_bert import NUM_MARKS
+from hf_wav2vec_family.tokenization_vq_wav2vec import FILLER
+
+from .data import BatchLoader, SpeechBatches
+from .planning import PlannedRow
+from .sources import Row, RowSource
+from .span_masking import NOT_A_TARGET, SpanMasking
+
+
+@dataclass
+class MaskedCodesCollator:
+    """Codes to ids between `<s>` and `</s>`, masked by `masking`, padded."""
+
+    tokenizer: SpeechCodesTokenizer
+    masking: SpanMasking
+    seed: int
+
+    @cached_property
+    def words(self) -> np.ndarray:
+        """The ids of codes: neither special tokens nor fillers."""
+        words = [word for word in self.tokenizer.word_counts if not FILLER.fullmatch(word)]
+        return np.array(self.tokenizer.convert_tokens_to_ids(words))
+
+    def prepare(self, planned: PlannedRow, epoch: int) -> dict:
+        """`input_ids` [L] and `labels` [L] of a piece in an epoch."""
+        ids = self.tokenizer.convert_codes_to_ids(torch.from_numpy(planned.row.extra["codes"]))
+        masked = self.masking(
+            np.array(self.tokenizer.build_inputs_with_special_tokens(ids.tolist())),
+            mask_id=self.tokenizer.mask_token_id,
+            words=self.words,
+            generator=np.random.default_rng([self.seed, epoch, planned.number]),
+        )
+        return {"input_ids": torch.from_numpy(masked.input_ids), "labels": torch.from_numpy(masked.labels)}
+
+    def collate(self, examples: list[dict]) -> dict:
+        """`input_ids`, `attention_mask` and `labels`, [B, L] each."""
+
+        def padded(name: str, value: int) -> torch.Tensor:
+            return pad_sequence([example[name] for example in examples], batch_first=True, padding_value=value)
+
+        lengths = torch.tensor([len(example["input_ids"]) for example in examples])
+        return {
+            "input_ids": padded("input_ids", self.tokenizer.pad_token_id),
+            "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long(),
+            "labels": padded("labels", NOT_A_TARGET),
+        }
+
+
+class CodeLoader(BatchLoader):
+    """`loader[plan]` for rows of codes."""
+
+    def load(self, planned: PlannedRow, epoch: int) -> dict:
+        return self.collator.prepare(planned, epoch)
+
+
+class CodeBatches(SpeechBatches):
+    """Batches of one rank: `input_ids`, `attention_mask`, `labels` [B, L], `ids`, `index`, `epoch`.
+
+    Rows of more than `tokens_per_sample` tokens, `<s>` and `</s>` among them, are cut into pieces of like length. A
+    batch holds at most `batch_tokens`, padding included. `settings` are `num_workers` and fields of `BatchSettings`.
+    """
+
+    loader_class = CodeLoader
+
+    def __init__(
+        self,
+        sources,
+        tokenizer: SpeechCodesTokenizer,
+        *,
+        masking: SpanMasking,
+        tokens_per_sample: int,
+        batch_tokens: int,
+        seed: int,
+        **settings,
+    ):
+        super().__init__(
+            sources=sources,
+            collator=MaskedCodesCollator(tokenizer, masking, seed),
+            # what is planned here is counted in tokens, which are whole numbers, and not in seconds
+            batch_seconds=batch_tokens,
+            max_seconds=tokens_per_sample,
+            seed=seed,
+            **settings,
+        )
+        self.sources = [in_pieces(source, tokenizer, tokens_per_sample) for source in self.sources]
+
+
+def in_pieces(source: RowSource, tokenizer: SpeechCodesTokenizer, tokens_per_sample: int) -> RowSource:
+    """A source whose rows are pieces of codes, and last as many "seconds" as they have tokens.
+
+    Raises:
+        ValueError: while streaming, for a row without codes of the right shape.
+    """
+    return replace(source, rows=partial(_pieces, source, tokenizer, tokens_per_sample))
+
+
+def _pieces(source: RowSource, tokenizer: SpeechCodesTokenizer, tokens_per_sample: int) -> Iterator[Row]:
+    groups, per_frame = tokenizer.num_codevector_groups, tokenizer.tokens_per_frame
+    max_frames = (tokens_per_sample - NUM_MARKS) // per_frame
+    for row in source.rows():
+        codes = np.asarray(row.extra.get("codes", []), dtype=np.int32)
+        if codes.ndim != 2 or codes.shape[-1] != groups or not len(codes):
+            raise ValueError(
+                f"{source.source.path}, {row.id}: expected a column codes [T, {groups}], as the vocabulary has it, got"
+                f" {codes.shape if 'codes' in row.extra else 'none'}; training.extract_codes makes them of audio."
+            )
+        begin = 0
+        for piece in np.array_split(codes, -(-len(codes) // max_frames)):
+            name = row.id if len(piece) == len(codes) else f"{row.id}[{begin}:{begin + len(piece)}]"
+            yield Row(name, b"", duration_seconds=len(piece) * per_frame + NUM_MARKS, extra={"codes": piece})
+            begin += len(piece)
