@@ -105,7 +105,7 @@ def draw_accuracy_ahead(runs: list[Path], output: Path):
         if not last:
             raise ValueError(f"{run} has no {prefix}1 in its log: its model does not predict step by step.")
         axis.plot(sorted(last), [last[ahead] for ahead in sorted(last)], marker=".", label=name)
-    axis.set(xlabel="steps ahead", ylabel="accuracy on speakers not heard", ylim=(0, None))
+    axis.set(xlabel="steps ahead", ylabel="accuracy, last evaluation", ylim=(0, None))
     axis.legend(fontsize=7)
     save_figure(figure, output)
 
