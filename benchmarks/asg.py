@@ -7,10 +7,7 @@ gradients against logsumexp in float64, frame by frame. Rounds alternate, and th
 ratios.
 """
 
-import argparse
 import json
-import platform
-import statistics
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +16,7 @@ from torch import Tensor
 
 from hf_wav2vec_family.asg import asg_loss
 
-from .prediction_losses import saved_bytes, seconds_of
+from .comparing import begin, compare, differences
 
 
 @dataclass
@@ -65,41 +62,13 @@ def make_case(batch_size: int, num_frames: int, vocabulary: int, num_symbols: in
     )
 
 
-def measure(case: Case, rounds: int) -> dict:
-    inputs = (case.emissions, case.transitions)
-    gradients = [torch.autograd.grad(way(), inputs) for way in (case.slow_asg, case.asg)]
-    difference = max(float((a - b).norm() / a.norm()) for a, b in zip(*gradients, strict=True))
-    loss_difference = abs(case.asg().item() / case.slow_asg().item() - 1)
-    if loss_difference > 1e-5 or difference > 1e-5:
-        raise ValueError(f"loss differs by {loss_difference:.1e}, gradients by {difference:.1e}.")
-    pairs = []
-    for i in range(rounds):
-        order = (case.ctc, case.asg) if i % 2 == 0 else (case.asg, case.ctc)
-        measured = {way: seconds_of(way) for way in order}
-        pairs.append((measured[case.ctc], measured[case.asg]))
-    return {
-        "shape": [*case.emissions.shape],
-        "symbols": case.targets.shape[1],
-        "ctc_seconds": statistics.median(a for a, _ in pairs),
-        "asg_seconds": statistics.median(b for _, b in pairs),
-        "times_ctc": statistics.median(b / a for a, b in pairs),
-        "ctc_saved_mib": saved_bytes(case.ctc) / 2**20,
-        "asg_saved_mib": saved_bytes(case.asg) / 2**20,
-        "loss_difference": loss_difference,
-        "gradient_difference": difference,
-    }
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    print(json.dumps({"torch": torch.__version__, "machine": platform.machine(), "threads": options.threads}))
+    options = begin(__doc__)
     for num_symbols in (50, 200):
-        print(json.dumps(measure(make_case(16, 1500, 31, num_symbols), options.rounds)))
+        case = make_case(16, 1500, 31, num_symbols)
+        equality = differences(case.slow_asg, case.asg, (case.emissions, case.transitions), tolerance=1e-5)
+        name = f"asg against ctc, {num_symbols} symbols in 16 x 1500 frames, 31 letters"
+        print(json.dumps({"case": name, **compare(case.ctc, case.asg, options.rounds), **equality}))
 
 
 if __name__ == "__main__":

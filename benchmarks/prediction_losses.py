@@ -8,11 +8,7 @@ negatives; loss and gradients are compared before anything is timed; rounds alte
 the rounds' ratios.
 """
 
-import argparse
 import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +18,8 @@ from torch import Tensor
 
 from hf_wav2vec_family.future_prediction import FuturePrediction
 from hf_wav2vec_family.modeling_cpc import future_scores
+
+from .comparing import begin, compare, differences
 
 
 @dataclass
@@ -107,61 +105,11 @@ def cpc_case(batch_size: int, total: int, channels: int) -> Case:
     return Case(f"cpc {batch_size} x {total} frames", original, ours, [predictions, frames])
 
 
-def seconds_of(way: Callable[[], Tensor]) -> float:
-    began = time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
-    way().backward()
-    return (time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()) - began
-
-
-def saved_bytes(way: Callable[[], Tensor]) -> int:
-    """Distinct storage that the forward pass keeps for the backward pass."""
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = way()
-    del loss
-    return sum(kept.values())
-
-
-def measure(case: Case, rounds: int) -> dict:
-    gradients = [torch.autograd.grad(way(), case.inputs) for way in (case.original, case.ours)]
-    difference = max(float((a - b).norm() / a.norm()) for a, b in zip(*gradients, strict=True))
-    loss_difference = abs(case.ours().item() / case.original().item() - 1)
-    if loss_difference > 1e-4 or difference > 1e-4:
-        raise ValueError(f"{case.name}: loss differs by {loss_difference:.1e}, gradients by {difference:.1e}.")
-    pairs = []
-    for i in range(rounds):
-        order = (case.original, case.ours) if i % 2 == 0 else (case.ours, case.original)
-        measured = {way: seconds_of(way) for way in order}
-        pairs.append((measured[case.original], measured[case.ours]))
-    return {
-        "case": case.name,
-        "original_seconds": statistics.median(a for a, _ in pairs),
-        "ours_seconds": statistics.median(b for _, b in pairs),
-        "times_faster": statistics.median(a / b for a, b in pairs),
-        "original_saved_mib": saved_bytes(case.original) / 2**20,
-        "ours_saved_mib": saved_bytes(case.ours) / 2**20,
-        "loss_difference": loss_difference,
-        "gradient_difference": difference,
-    }
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    cases = [wav2vec_case(2, 937, 512), cpc_case(8, 128, 256)]
-    print(json.dumps({"torch": torch.__version__, "machine": platform.machine(), "threads": options.threads}))
-    for case in cases:
-        print(json.dumps(measure(case, options.rounds)))
+    options = begin(__doc__)
+    for case in (wav2vec_case(2, 937, 512), cpc_case(8, 128, 256)):
+        equality = differences(case.original, case.ours, case.inputs, tolerance=1e-4)
+        print(json.dumps({"case": case.name, **compare(case.original, case.ours, options.rounds), **equality}))
 
 
 if __name__ == "__main__":
