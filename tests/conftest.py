@@ -1,6 +1,16 @@
 """For all tests."""
 
+import pytest
 import torch
+from runs import forget_accelerator
 
 # Sums split among threads round differently on every machine; with one, a tolerance means the same everywhere.
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def fresh_accelerator():
+    """Nothing of Accelerate's state comes from the test before or goes to the next one."""
+    forget_accelerator()
+    yield
+    forget_accelerator()

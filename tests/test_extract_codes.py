@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from accelerate.state import AcceleratorState
+from runs import Killed, forget_accelerator
 
 from hf_wav2vec_family import (
     SpeechCodesTokenizer,
@@ -38,16 +38,9 @@ TINY = {
 }
 
 
-class Killed(Exception):
-    """Stands for the end of a process in the middle of a shard."""
-
-
 @pytest.fixture(autouse=True)
-def _fresh_accelerator(monkeypatch):
+def _on_the_cpu(monkeypatch, fresh_accelerator):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +68,7 @@ def corpus(tmp_path_factory) -> Path:
 
 
 def extract(model_folder: Path, corpus: Path, output: Path, *more: str) -> dict:
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
     arguments = [str(model_folder), str(corpus), "--output", str(output), "--batch-seconds", "1.0"]
     return extract_codes.main([*arguments, "--rows-per-shard", "2", "--num-workers", "0", *more])
 

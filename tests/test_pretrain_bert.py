@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from accelerate.state import AcceleratorState
 from golden import load_fixture
+from runs import forget_accelerator, killed_in_batch
 from safetensors.torch import load_file
 
 from hf_wav2vec_family import (
@@ -43,16 +43,9 @@ TINY_VQ = {
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
-class Killed(Exception):
-    """Stands for the end of a process in the middle of a step."""
-
-
 @pytest.fixture(autouse=True)
-def _fresh_accelerator(monkeypatch):
+def _on_the_cpu(monkeypatch, fresh_accelerator):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +101,7 @@ def vq_wav2vec(tmp_path_factory) -> Path:
 
 
 def run(recipe: Recipe) -> dict:
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
     return pretrain_bert.main(recipe)
 
 
@@ -294,19 +287,9 @@ def test_a_run_killed_and_resumed_ends_in_the_weights_of_one_never_killed(tiny, 
     }
     whole, killed = tiny("whole", **changes), tiny("killed", **changes)
     run(whole)
-    compute, calls = pretrain_bert.compute, []
-
-    def compute_until_killed(model, batch):
-        if model.training:
-            calls.append(batch["index"])
-            if len(calls) == 2 * kill_in_step + 2:  # in the second of the two accumulated batches
-                raise Killed
-        return compute(model, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pretrain_bert, "compute", compute_until_killed)
-        with pytest.raises(Killed):
-            run(killed)
+    # in the second of the two accumulated batches
+    with killed_in_batch(2 * kill_in_step + 2, pretrain_bert, monkeypatch):
+        run(killed)
     run(killed)
     assert same(weights(killed, "checkpoints", "step-00000004"), weights(whole, "checkpoints", "step-00000004"))
     assert same(weights(killed, "model"), weights(whole, "model"))

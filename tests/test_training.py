@@ -13,8 +13,8 @@ import pytest
 import soundfile
 import torch
 import transformers
-from accelerate.state import AcceleratorState
 from omegaconf import OmegaConf
+from runs import forget_accelerator, killed_in_batch
 from safetensors.torch import load_file
 
 from hf_wav2vec_family import DiscreteBertConfig, DiscreteBertModel, Wav2Vec2ForCTC
@@ -66,16 +66,7 @@ NO_DROPOUT = {
 }
 
 
-class Killed(Exception):
-    """Stands for the end of a process in the middle of a step."""
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    """Each run is a process of its own as far as Accelerate can see."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 @pytest.fixture(scope="session")
@@ -147,7 +138,7 @@ def tiny(corpus, tmp_path):
 
 
 def run_stage(stage, recipe: Recipe) -> dict:
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
     return stage.main(recipe)
 
 
@@ -227,19 +218,9 @@ def test_a_run_killed_and_resumed_ends_in_the_weights_of_one_never_killed(tiny, 
     whole, killed = tiny("whole", **changes), tiny("killed", **changes)
     run_stage(stage, whole)
 
-    compute, calls = stage.compute, []
-
-    def compute_until_killed(model, batch):
-        if model.training:
-            calls.append(batch["index"])
-            if len(calls) == 2 * kill_in_step + 2:  # in the second of the two accumulated batches
-                raise Killed
-        return compute(model, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage, "compute", compute_until_killed)
-        with pytest.raises(Killed):
-            run_stage(stage, killed)
+    # in the second of the two accumulated batches
+    with killed_in_batch(2 * kill_in_step + 2, stage, monkeypatch):
+        run_stage(stage, killed)
     assert len(list((Path(killed.run.output_dir) / "checkpoints").glob("*"))) == (1 if kill_in_step > 2 else 0)
     summary = run_stage(stage, killed)
 

@@ -40,6 +40,15 @@ def replace_folder(target: Path, write: Callable[[Path], None]):
     shutil.rmtree(old, ignore_errors=True)
 
 
+def replace_file(target: Path, write: Callable[[Path], object]):
+    """Lets `write` fill a file beside `target` and puts it in the place of `target` when it is on the disk."""
+    unfinished = target.with_suffix(".unfinished")
+    write(unfinished)
+    with unfinished.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(unfinished, target)
+
+
 def save_checkpoint(
     folder: Path, *, step: int, accelerator: Accelerator, rank_state: dict, keep: int, run_state: dict
 ) -> Path:

@@ -18,7 +18,6 @@ started again goes on after the last whole shard. When all are there: `usage.jso
 import argparse
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -38,8 +37,9 @@ from hf_wav2vec_family.code_words import words_of
 from hf_wav2vec_family.decoding.pipeline import min_num_samples
 from hf_wav2vec_family.quantizers import code_usage, codebook_perplexity
 
-from .checkpoints import replace_folder
+from .checkpoints import replace_file, replace_folder
 from .collators import PretrainingCollator, pad_waveforms
+from .curves import import_pyplot, save_figure
 from .data import SpeechBatches
 from .probe import load_model
 from .sources import Row, Source
@@ -95,15 +95,15 @@ class Shards:
         """Adds a shard of `rows`, whose `codes` are [T, G] arrays; `position` is where its rank goes on after it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / f"{self.rank:05d}-{len(self.paths()):05d}.parquet"
-        unfinished = target.with_suffix(".unfinished")
         state = {"origin": self.origin, "position": position, "finished": finished}
         table = self._table(rows).replace_schema_metadata({STATE: json.dumps(state)})
-        with pq.ParquetWriter(unfinished, table.schema) as file:
-            if rows:  # `datasets` reads a shard of no row groups, but not one of no rows
-                file.write_table(table)
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(unfinished, target)
+
+        def write_parquet(path: Path):
+            with pq.ParquetWriter(path, table.schema) as file:
+                if rows:  # `datasets` reads a shard of no row groups, but not one of no rows
+                    file.write_table(table)
+
+        replace_file(target, write_parquet)
 
     def _table(self, rows: list[dict]) -> pa.Table:
         codes = np.concatenate([np.zeros((0, self.num_groups)), *(row["codes"] for row in rows)]).astype(np.int32)
@@ -230,11 +230,7 @@ def usage_of(paths: Iterable[Path], num_codevectors: int) -> Usage:
 
 def draw_usage(usage: Usage, path: Path):
     """A histogram per group: the share of frames of every entry, the most frequent first. Writes a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = import_pyplot()
     groups = usage.summary()["groups"]
     figure, axes = pyplot.subplots(1, len(groups), figsize=(4.5 * len(groups), 3.2), squeeze=False, sharey=True)
     for number, (axis, counts, group) in enumerate(zip(axes[0], usage.counts, groups, strict=True)):
@@ -249,9 +245,7 @@ def draw_usage(usage: Usage, path: Path):
         axis.set_xlabel("entries, the most frequent first", fontsize=8)
         axis.tick_params(labelsize=7)
     axes[0, 0].set_ylabel("share of frames; dotted: all alike", fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    save_figure(figure, path)
 
 
 def summarize(folder: Path, num_codevectors: int, *, min_count: int) -> dict:

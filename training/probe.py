@@ -11,7 +11,6 @@ folder: a model that was trained further needs another name.
 
 import argparse
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -31,6 +30,7 @@ from hf_wav2vec_family.log_mel import MFCC, LogMel
 from hf_wav2vec_family.quantizers import code_usage
 
 from .alignments import aligned_batches
+from .checkpoints import replace_file
 from .sources import Source
 
 BASELINES = {"mfcc": MFCC, "log_mel": LogMel}
@@ -115,11 +115,10 @@ class Report:
         return cls(settings, found["results"], found["codes"])
 
     def write(self, path: Path):
-        """Replaces the file at once, so that a run killed here leaves the old one or the new one."""
-        unfinished = path.with_suffix(".unfinished")
+        """A run killed here leaves the old file or the new one."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps({**asdict(self), "summary": self.summary()}, indent=2) + "\n")
-        os.replace(unfinished, path)
+        text = json.dumps({**asdict(self), "summary": self.summary()}, indent=2) + "\n"
+        replace_file(path, lambda unfinished: unfinished.write_text(text))
 
     def seeds_done(self, entry: Entry) -> set[int]:
         """Seeds of an entry with a result; ValueError if its name belongs to another model."""
