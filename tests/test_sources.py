@@ -144,10 +144,20 @@ def test_every_kind_of_source_gives_the_same_rows_in_the_same_order(kind, tmp_pa
     rows = rows_of(build(kind, tmp_path))
     assert [row.id for row in rows] == [f"part/clip{n}" for n in range(6)]
     assert [row.text for row in rows] == TEXTS
-    assert [row.extra for row in rows] == [{"speaker": f"s{n % 2}"} for n in range(6)]
+    assert [row.extra["speaker"] for row in rows] == [f"s{n % 2}" for n in range(6)]
     for number, row in enumerate(rows):
         assert row.duration_seconds == pytest.approx(len(clip(number)) / 16_000)
         assert np.corrcoef(read_audio(row.audio), clip(number))[0, 1] > (0.9 if "ogg" in kind else 0.9999)
+
+
+def test_a_list_of_symbols_in_the_column_asked_for_is_the_text(tmp_path):
+    metadata = tmp_path / "metadata.jsonl"
+    metadata.write_text('{"file_name": "a.wav", "text": "AN", "phones": ["AE", "N"], "duration": 1.0}\n')
+    assert [row.text for row in rows_of(metadata)] == ["AN"]
+    assert [row.text for row in rows_of({"path": metadata, "text_column": "phones"})] == ["AE N"]
+    assert [row.text for row in rows_of({"path": metadata, "text_column": "text"})] == ["AN"]
+    with pytest.raises(ValueError, match=r"text_column is 'words'.*got None; the columns are text, phones"):
+        rows_of({"path": metadata, "text_column": "words"})
 
 
 @pytest.mark.parametrize("kind", ["audiofolder with splits", "two manifests", "parquet folder", "folder of tars"])

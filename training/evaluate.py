@@ -108,6 +108,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("data", help="folder, manifest, parquet, tar or Hub id")
     parser.add_argument("--name", help="configuration of a Hub data set")
     parser.add_argument("--split", default="test")
+    parser.add_argument("--text-column", help="column of the references, such as phones, if it has another name")
     parser.add_argument("--output", type=Path, help="folder for scores.json and utterances.jsonl")
     parser.add_argument("--text-case", choices=["upper", "lower"])
     parser.add_argument("--batch-seconds", type=float, default=60.0)
@@ -116,7 +117,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     model = load_model(options.model).to(options.device)
     processor = transformers.AutoProcessor.from_pretrained(options.model)
-    source = Source(options.data, options.name, options.split)
+    source = Source(options.data, options.name, options.split, options.text_column)
     utterances, scores = evaluate_on(
         [source], model, processor, batch_seconds=options.batch_seconds, text_case=options.text_case
     )

@@ -26,7 +26,7 @@ import os
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from itertools import chain, groupby
 from pathlib import Path, PurePosixPath
@@ -50,11 +50,16 @@ ACCEPTED_PATHS = (
 
 @dataclass(frozen=True)
 class Source:
-    """One corpus; the head of this file says what `path`, `name` and `split` mean."""
+    """One corpus; the head of this file says what `path`, `name` and `split` mean.
+
+    `text_column` is the column to take as the text instead of the usual ones: strings, or lists of symbols such as the
+    phones, which are joined by blanks.
+    """
 
     path: str
     name: str | None = None
     split: str = "train"
+    text_column: str | None = None
 
     def __post_init__(self):
         if not self.path:
@@ -68,7 +73,7 @@ class Row:
     """One utterance, not decoded.
 
     `id` is the column of that name, else the file name without its suffix; `audio` a path or the bytes of a file;
-    `text` and `duration_seconds` are None where the source doesn't tell; `extra` holds the other columns. A row of
+    `text` and `duration_seconds` are None where the source doesn't tell; `extra` holds all other columns. A row of
     codes has no bytes of audio.
     """
 
@@ -92,19 +97,20 @@ class RowSource:
 
 
 def as_sources(value, *, split: str = "train") -> list[Source]:
-    """The `Source`s meant by a path, a mapping with `path`, `name`, `split`, a `Source`, or a list of any of these.
+    """The `Source`s meant by a path, a mapping with the fields of one, a `Source`, or a list of any of these.
 
     `split` is that of values which name none.
     """
+    known = [f.name for f in fields(Source)]
     if isinstance(value, Source):
         return [value]
     if isinstance(value, str | Path):
         return [Source(str(value), split=split)]
-    if isinstance(value, Mapping) and value.get("path") and set(value) <= {"path", "name", "split"}:
-        return [Source(str(value["path"]), value.get("name"), value.get("split") or split)]
+    if isinstance(value, Mapping) and value.get("path") and set(value) <= set(known):
+        return [Source(str(value["path"]), value.get("name"), value.get("split") or split, value.get("text_column"))]
     if isinstance(value, Sequence) and value:
         return [source for item in value for source in as_sources(item, split=split)]
-    raise ValueError(f"source: expected a path, a mapping with path, name and split, or a list, got {value!r}.")
+    raise ValueError(f"source: expected a path, a mapping of {', '.join(known)}, or a list, got {value!r}.")
 
 
 def openable(sources: list[Source]) -> list[Source]:
@@ -115,11 +121,30 @@ def openable(sources: list[Source]) -> list[Source]:
 
 
 def open_source(source: Source) -> RowSource:
-    """Finds what stands at `source.path` and how to read it.
+    """Finds what stands at `source.path` and how to read it, with the text that `source.text_column` asks for.
 
     Raises:
         ValueError: nothing readable is there, the split isn't, or `name` is given to something without configurations.
     """
+    found = _find(source)
+    return found if source.text_column is None else replace(found, rows=partial(_rows_with_text, found))
+
+
+def _rows_with_text(found: RowSource) -> Iterator[Row]:
+    column = found.source.text_column
+    for row in found.rows():
+        text = row.extra.get(column)
+        if isinstance(text, list) and all(isinstance(symbol, str) for symbol in text):
+            text = " ".join(text)
+        if not isinstance(text, str):
+            raise ValueError(
+                f"{row.id}: source.text_column is {column!r}, expected a string or a list of strings, got {text!r};"
+                f" the columns are {', '.join(row.extra) or 'none'}."
+            )
+        yield replace(row, text=text)
+
+
+def _find(source: Source) -> RowSource:
     path = Path(source.path).expanduser()
     if path.is_dir() and source.name is not None:
         return RowSource(source, "ldc", _read_corpus(path, source))
@@ -214,7 +239,8 @@ def _row(record: Mapping, audio: str | bytes, default_id: str, where: str) -> Ro
         present = [column for column in columns if column in extra]
         return extra.pop(present[0]) if present else None
 
-    row_id, text, duration = first(["id"]), first(TEXT_COLUMNS), first(DURATION_COLUMNS)
+    row_id, duration = first(["id"]), first(DURATION_COLUMNS)
+    text = next((extra[column] for column in TEXT_COLUMNS if column in extra), None)
     if text is not None and not isinstance(text, str):
         raise ValueError(f"{where}: the text is {type(text).__name__} {text!r}, expected a string.")
     try:
