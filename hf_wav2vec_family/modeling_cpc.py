@@ -519,6 +519,7 @@ class CPCForPreTraining(CPCPreTrainedModel):
         speaker_ids: Tensor | None = None,
         sampled_negative_indices: Tensor | None = None,
         *,
+        clean_input_values: Tensor | None = None,
         generator: torch.Generator | None = None,
         output_hidden_states: bool | None = None,
     ) -> CPCForPreTrainingOutput:
@@ -531,6 +532,9 @@ class CPCForPreTraining(CPCPreTrainedModel):
                 at it. A clip without any clip to draw from has no target.
             sampled_negative_indices: [B, N, W] negatives of each context as indices into the B * T frames (with
                 `reversed_time` into the frames from last to first); drawn on the device if not given.
+            clean_input_values: [B, S], the clips of `input_values` before they were augmented: past-only augmentation
+                (Kharitonov et al., 2020, arXiv:2007.00991), the context from the one and targets and negatives from
+                the other.
             generator: for the negatives that are drawn; on the device of the input.
 
         Raises:
@@ -538,12 +542,11 @@ class CPCForPreTraining(CPCPreTrainedModel):
         """
         outputs = self.cpc(input_values, attention_mask, output_hidden_states=output_hidden_states)
         frames, context = outputs.extract_features, outputs.last_hidden_state
+        if clean_input_values is not None:
+            frames = self.clean_frames(clean_input_values, input_values, attention_mask)
         num_contexts = self._num_contexts(frames)
         batch_size, total, _ = frames.shape
-        if attention_mask is None:
-            lengths = torch.full((batch_size,), total, device=frames.device)
-        else:
-            lengths = self.num_frames(num_valid(attention_mask))
+        lengths = self._frame_lengths(frames, attention_mask)
         if self.config.reversed_time:
             frames, context = (reverse_frames(values, lengths) for values in (frames, context))
         valid = valid_frames(lengths - self.config.num_prediction_steps, num_contexts)  # [B, W]
@@ -575,6 +578,16 @@ class CPCForPreTraining(CPCPreTrainedModel):
             hidden_states=outputs.hidden_states,
         )
 
+    def clean_frames(self, clean_input_values: Tensor, input_values: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """z [B, T, D] of clips as long as those that the context is computed from."""
+        if clean_input_values.shape != input_values.shape:
+            raise ValueError(
+                f"clean_input_values must be {tuple(input_values.shape)} as input_values are, got"
+                f" {tuple(clean_input_values.shape)}."
+            )
+        lengths = self.cpc.sample_lengths(clean_input_values, attention_mask)
+        return self.cpc.encoder(clean_input_values, lengths if self.config.padding_invariant else None)
+
     def objective(self, scores: FutureScores, valid: Tensor) -> dict[str, Tensor]:
         """Loss and accuracy over the contexts marked in `valid` [B, W], of all steps and of each."""
         # -log(exp(p) / (exp(p) + sum exp(n))) = log(1 + exp(log sum exp(n) - p))
@@ -594,6 +607,12 @@ class CPCForPreTraining(CPCPreTrainedModel):
             "step_losses": step_losses,
             "step_accuracies": step_accuracies,
         }
+
+    def _frame_lengths(self, frames: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """[B], the valid frames of each row."""
+        if attention_mask is None:
+            return torch.full((len(frames),), frames.shape[1], device=frames.device)
+        return self.num_frames(num_valid(attention_mask))
 
     def _num_contexts(self, frames: Tensor) -> int:
         """W: the frames that have all K steps after them."""

@@ -635,3 +635,22 @@ def test_more_contexts_than_relative_positions_are_refused():
 def test_a_configuration_that_cannot_work_is_refused(fields, message):
     with pytest.raises(Exception, match=message):
         config(**fields)
+
+
+def test_past_only_augmentation_predicts_clean_frames_from_the_context_of_the_augmented():
+    model, clean = pretraining_model().eval(), waveform(2_000, 2)
+    augmented = clean + 0.3 * waveform(2_000, 2, seed=1)
+    negatives = model(clean).sampled_negative_indices
+    output = model(augmented, clean_input_values=clean, sampled_negative_indices=negatives)
+    close(output.extract_features, model.cpc(augmented).extract_features)
+    output.extract_features = model.cpc(clean).extract_features
+    losses, accuracies = loop_objective(model, output)
+    assert output.step_losses.tolist() == pytest.approx(losses, rel=1e-5)
+    assert output.step_accuracies.tolist() == pytest.approx(accuracies)
+    same = model(clean, clean_input_values=clean, sampled_negative_indices=negatives)
+    assert same.loss == model(clean, sampled_negative_indices=negatives).loss
+
+
+def test_clean_clips_of_another_length_are_refused_with_both_shapes():
+    with pytest.raises(ValueError, match=r"clean_input_values must be \(2, 2000\).*got \(2, 1999\)"):
+        pretraining_model()(waveform(2_000, 2), clean_input_values=waveform(1_999, 2))

@@ -208,7 +208,7 @@ def test_crops_lie_inside_their_rows_at_every_place_and_are_as_long_as_the_short
     batches = pretraining(write_corpus(tmp_path / "c", lengths), max_seconds=3000 / RATE, shuffle_window=2)
     places = []
     for batch in take(batches, 200):
-        assert batch.keys() == {"input_values", "ids", "index", "epoch"}
+        assert batch.keys() == {"input_values", "ids", "index", "epoch", "recorded_rms", "recorded_mean"}
         expected = min(3000, *(lengths[int(name)] for name in batch["ids"]))
         assert batch["input_values"].shape == (len(batch["ids"]), expected)
         for name, crop in zip(batch["ids"], batch["input_values"].double(), strict=True):

@@ -129,7 +129,7 @@ def test_columns_that_give_no_labels_are_refused_by_name(columns, message):
 def test_a_corpus_without_phones_is_refused_and_says_which_columns_it_has(corpus, tmp_path):
     write_clip(tmp_path, 0, np.random.default_rng(0))
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.wav", "text": "A", "speaker_id": "x"}')
-    with pytest.raises(ValueError, match="there are speaker_id"):
+    with pytest.raises(ValueError, match="there are text, speaker_id"):
         run(tmp_path, tmp_path / "out", "--baseline", "mfcc", "--train-split", "dev")
 
 

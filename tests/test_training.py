@@ -416,8 +416,10 @@ def test_the_log_and_the_summary_of_pretraining_hold_what_they_promise(tiny):
     assert [first["step"], second["step"], evaluation["step"]] == [1, 2, 2]
     parts = {"contrastive_loss", "diversity_loss", "feature_penalty"}
     watched = {"accuracy", "codevector_perplexity", "code_perplexity"}
-    of_the_loop = {"learning_rate", "gumbel_temperature", "gradient_norm", "audio_seconds_per_second"}
-    assert set(first) == {"step", "loss", "data_wait_share"} | parts | watched | of_the_loop
+    of_the_loop = {"learning_rate", "gumbel_temperature", "gradient_norm", "update_ratio", "audio_seconds_per_second"}
+    of_the_data = {"data_wait_share", "bad_row_share", "input_rms", "input_offset", "silent_share"}
+    of_the_model = {"mask_share", "used_codes", "used_codes_share"}
+    assert set(first) == {"step", "loss"} | parts | watched | of_the_loop | of_the_data | of_the_model
     assert set(evaluation) == {"step", "evaluation/loss", *(f"evaluation/{name}" for name in parts | watched)}
     assert first["loss"] == pytest.approx(sum(first[name] for name in parts), abs=1e-5)
     assert [first["gumbel_temperature"], second["gumbel_temperature"]] == pytest.approx([2.0, 2.0 - 1.5 / 1.4])

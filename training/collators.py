@@ -9,19 +9,25 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from .augmentation import Augmentation
 from .planning import UnusableRow
 from .sources import Row
+
+CLEAN = "clean_input_values"
+RECORDED = ("recorded_rms", "recorded_mean")
 
 
 @dataclass
 class PretrainingCollator:
     """Waveforms of one length: normalised whole by the feature extractor, as fairseq does; the loader crops them.
 
-    `with_speakers` adds a number for each row's `speaker_id`, if all rows of the batch have one.
+    `with_speakers` adds a number for each row's `speaker_id`, if all rows of the batch have one. What the loader does
+    to a waveform first is `augmentation`.
     """
 
     feature_extractor: Callable
     with_speakers: bool = False
+    augmentation: Augmentation | None = None
 
     @property
     def sampling_rate(self) -> int:
@@ -36,7 +42,8 @@ class PretrainingCollator:
         return example
 
     def collate(self, examples: list[dict]) -> dict:
-        batch = {"input_values": torch.stack([torch.from_numpy(example["input_values"]) for example in examples])}
+        names = [name for name in ("input_values", CLEAN) if name in examples[0]]
+        batch = {name: torch.stack([torch.from_numpy(example[name]) for example in examples]) for name in names}
         if all("speaker_id" in example for example in examples):
             batch["speaker_ids"] = torch.tensor([example["speaker_id"] for example in examples])
         return batch
@@ -45,10 +52,16 @@ class PretrainingCollator:
 class FinetuningCollator(PretrainingCollator):
     """Whole utterances, padded, with the labels of their texts; the arguments are those of `finetuning_batches`."""
 
-    def __init__(self, processor, text_case: str | None, num_frames: Callable[[int], int] | None):
+    def __init__(
+        self,
+        processor,
+        text_case: str | None,
+        num_frames: Callable[[int], int] | None,
+        augmentation: Augmentation | None = None,
+    ):
         if text_case not in ("upper", "lower", None):
             raise ValueError(f"text_case: expected 'upper', 'lower' or None, got {text_case!r}.")
-        super().__init__(processor.feature_extractor)
+        super().__init__(processor.feature_extractor, augmentation=augmentation)
         self.tokenizer, self.text_case, self.num_frames = processor.tokenizer, text_case, num_frames
 
     def prepare(self, row: Row, waveform: np.ndarray) -> dict:
@@ -76,6 +89,21 @@ class FinetuningCollator(PretrainingCollator):
         padded = pad_waveforms(self.feature_extractor, examples)
         labels = pad_sequence([example["labels"] for example in examples], batch_first=True, padding_value=-100)
         return {**padded, "labels": labels, "texts": [example["text"] for example in examples]}
+
+
+def prepare_augmented(
+    collator: PretrainingCollator, row: Row, waveform: np.ndarray, generator: np.random.Generator
+) -> dict:
+    """The example of a row's augmented `waveform` [S]; past-only augmentation keeps the clean one beside it."""
+    example = collator.prepare(row, collator.augmentation(waveform, collator.sampling_rate, generator))
+    if collator.augmentation.past_only:
+        example[CLEAN] = collator.prepare(row, waveform)["input_values"]
+    return example
+
+
+def recorded_level(waveform: np.ndarray) -> dict[str, float]:
+    """Root mean square and mean of a waveform [S] as it was recorded, before anything hides what is wrong with it."""
+    return {"recorded_rms": float(np.sqrt(np.mean(waveform**2))), "recorded_mean": float(np.mean(waveform))}
 
 
 class EvaluationCollator(PretrainingCollator):

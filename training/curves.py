@@ -7,28 +7,45 @@ python -m training.curves runs/cpc runs/wav2vec --ahead --output ahead.png
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 # drawn where a log has them, one panel each; training and evaluation share a panel
 PANELS = ("loss", "contrastive_loss", "accuracy", "codevector_perplexity", "wer", "cer", "learning_rate")
 EVALUATION = "evaluation/"
+# steps and values
+Series = tuple[list[int], list[float]]
 
 
-def read_log(run: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Each logged number of a run -> the steps it was logged at and its values."""
+def read_lines(run: Path) -> list[dict]:
+    """The lines of a run's log; a last one that is still being written is left out."""
     path = run / "log.jsonl"
     if not path.exists():
         raise ValueError(f"{run} holds no log.jsonl; give the output_dir of a run.")
-    series: dict[str, tuple[list[int], list[float]]] = {}
+    lines = []
     for line in path.read_text().splitlines():
-        entry = json.loads(line)
-        step = entry.pop("step")
-        for name, value in entry.items():
-            steps, values = series.setdefault(name, ([], []))
-            steps.append(step)
-            values.append(value)
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def as_series(lines: Iterable[dict]) -> dict[str, Series]:
+    """Each number of some lines of a log -> the steps it was logged at and its values."""
+    series: dict[str, Series] = {}
+    for line in lines:
+        for name, value in line.items():
+            if name != "step":
+                steps, values = series.setdefault(name, ([], []))
+                steps.append(line["step"])
+                values.append(value)
     return series
+
+
+def read_log(run: Path) -> dict[str, Series]:
+    """Each logged number of a run -> the steps it was logged at and its values."""
+    return as_series(read_lines(run))
 
 
 def names_of(runs: list[Path]) -> dict[str, Path]:

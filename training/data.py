@@ -14,12 +14,22 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hf_wav2vec_family.audio.reading import AudioError, read_audio
 
-from .collators import EvaluationCollator, FinetuningCollator, PretrainingCollator
+from .augmentation import Augmentation
+from .collators import (
+    CLEAN,
+    RECORDED,
+    EvaluationCollator,
+    FinetuningCollator,
+    PretrainingCollator,
+    prepare_augmented,
+    recorded_level,
+)
 from .planning import (
     NUM_ROWS_TO_JUDGE,
     BatchPlan,
@@ -56,6 +66,8 @@ class BatchLoader(Dataset):
                 self._crop(examples, rows, plan.epoch)
             batch = self.collator.collate(examples)
             batch |= {"ids": [planned.row.id for planned in rows], "index": plan.index, "epoch": plan.epoch}
+            if "recorded_rms" in examples[0]:
+                batch |= {name: torch.tensor([example[name] for example in examples]) for name in RECORDED}
         num_rows = len(plan.rows) + len(plan.skips)
         return {"batch": batch, "num_rows": num_rows, "skips": skips, "following": plan.following}
 
@@ -68,7 +80,13 @@ class BatchLoader(Dataset):
             raise UnusableRow("bad", f"{row.id}: {error}") from error
         # Once more: the metadata may have been wrong.
         self.settings.refuse_length(row.id, len(waveform) / self.collator.sampling_rate)
-        return self.collator.prepare(row, waveform)
+        augmentation = getattr(self.collator, "augmentation", None)
+        if augmentation is None:
+            example = self.collator.prepare(row, waveform)
+        else:
+            seed = self.settings.generator("augmentation", epoch, planned.number).getrandbits(64)
+            example = prepare_augmented(self.collator, row, waveform, np.random.default_rng(seed))
+        return example | recorded_level(waveform)
 
     def _crop(self, examples: list[dict], rows: list[PlannedRow], epoch: int) -> None:
         longest = round(self.settings.longest_seconds * self.collator.sampling_rate)
@@ -76,15 +94,17 @@ class BatchLoader(Dataset):
         for example, planned in zip(examples, rows, strict=True):
             generator = self.settings.generator("crop", epoch, planned.number)
             begin = generator.randint(0, len(example["input_values"]) - length)
-            example["input_values"] = example["input_values"][begin : begin + length]
+            for name in {"input_values", CLEAN} & example.keys():
+                example[name] = example[name][begin : begin + length]
 
 
 class SpeechBatches:
     """Batches of one rank, as dicts of tensors and lists; see `pretraining_batches` and `finetuning_batches`.
 
     Every batch has `ids` (of its rows), `index` (its place among the batches of all ranks and epochs, to seed masks
-    and negatives with) and `epoch`. A row that can't be used is logged, counted in `report` and left out; a batch with
-    nothing left is passed over. A new `for` goes on after the last batch handed out, and starts again after the end.
+    and negatives with) and `epoch`; batches of audio have `recorded_rms` and `recorded_mean` [B] of the clips as they
+    were decoded. A row that can't be used is logged, counted in `report` and left out; a batch with nothing left is
+    passed over. A new `for` goes on after the last batch handed out, and starts again after the end.
 
     Args:
         sources: whatever `as_sources` takes; several are read one after another.
@@ -174,6 +194,7 @@ def pretraining_batches(
     min_seconds: float = 2.0,
     max_seconds: float = 15.625,
     with_speakers: bool = False,
+    augmentation: Augmentation | None = None,
     **settings,
 ) -> SpeechBatches:
     """Endless batches of random crops, `input_values` [B, S] without padding, as wav2vec and wav2vec 2.0 train on.
@@ -181,10 +202,12 @@ def pretraining_batches(
     Every row is normalised by `feature_extractor` as a whole, then all rows of a batch are cropped at random places to
     the shortest of them or `max_seconds`. The defaults are those of wav2vec 2.0 BASE: 32,000 and 250,000 samples.
     `with_speakers` adds `speaker_ids` [B], equal for rows whose `speaker_id` is; a batch with a row that has none
-    lacks them. `settings` are `num_workers` and the fields of `BatchSettings`.
+    lacks them. `augmentation` changes every row before it is normalised, drawn from (seed, epoch, number of the row);
+    with its `past_only`, `clean_input_values` [B, S] are the same crops without it. `settings` are `num_workers` and
+    the fields of `BatchSettings`.
     """
     settings |= {"min_seconds": min_seconds, "max_seconds": max_seconds, "crop": True}
-    collator = PretrainingCollator(feature_extractor, with_speakers)
+    collator = PretrainingCollator(feature_extractor, with_speakers, augmentation)
     return SpeechBatches(sources=sources, collator=collator, **settings)
 
 
@@ -194,6 +217,7 @@ def finetuning_batches(
     *,
     text_case: str | None = None,
     num_frames: Callable[[int], int] | None = None,
+    augmentation: Augmentation | None = None,
     **settings,
 ) -> SpeechBatches:
     """Batches of whole utterances with transcripts and labels to train on.
@@ -205,9 +229,10 @@ def finetuning_batches(
         text_case: "upper" or "lower" turns the transcripts into it first; white space is always made single blanks.
         num_frames: frames that the model makes of a number of samples. If given, rows with more labels than CTC can
             align to their frames, whose loss is infinite, are left out.
+        augmentation: changes every row before it is normalised, drawn from (seed, epoch, number of the row).
         settings: `num_workers` and the fields of `BatchSettings`; rows longer than `max_seconds` are left out.
     """
-    collator = FinetuningCollator(processor, text_case, num_frames)
+    collator = FinetuningCollator(processor, text_case, num_frames, augmentation)
     return SpeechBatches(sources=sources, collator=collator, crop=False, **settings)
 
 

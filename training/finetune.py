@@ -171,7 +171,13 @@ def evaluator(recipe: Recipe, processor, accelerator: Accelerator):
 
 def main(recipe: Recipe) -> dict:
     """Runs the stage; returns its summary. Model and processor are in `run.output_dir`/model."""
-    refuse_settings(recipe, "fine-tuning", optimization=["gumbel_temperature"], own=["codes", "masking"])
+    refuse_settings(
+        recipe,
+        "fine-tuning",
+        optimization=["gumbel_temperature"],
+        data=["augment_past_only"],
+        own=["codes", "masking"],
+    )
     accelerator = make_accelerator(recipe)
     transformers.set_seed(recipe.run.seed)
     folder = Path(recipe.run.output_dir)

@@ -6,6 +6,7 @@ evaluation, checkpoints, resume.
 """
 
 import json
+import logging
 import math
 import random
 import time
@@ -18,11 +19,17 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import DistributedDataParallelKwargs
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .checkpoints import load_checkpoint, newest_checkpoint, read_run_state, replace_folder, save_checkpoint
+from .doctor import RECIPE, Watch, facts_of
+from .last_good import LastGood, refuse_broken_run
 from .recipe import Recipe, identity, learning_rates, temperatures
+from .vitals import Vitals
+
+logger = logging.getLogger(__name__)
 
 SAMPLING_RATE = 16_000
 CODES_PER_SECOND = 100
@@ -30,11 +37,15 @@ CODES_PER_SECOND = 100
 
 @dataclass
 class StepOutput:
-    """What a batch costs: `loss` is a mean over `num_targets`; `metrics` are means over the same targets."""
+    """What a batch costs: `loss` is a mean over `num_targets`; `metrics` are means over the same targets.
+
+    `counts` [G, V] are how often each entry of a codebook was chosen, and are logged as how many ever were.
+    """
 
     loss: Tensor
     num_targets: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -87,7 +98,21 @@ def train(recipe: Recipe, stage: Stage, *, accelerator: Accelerator, model: nn.M
         batches: an iterable with `state_dict` and `load_state_dict` that never ends.
 
     Returns: the summary that is also written to summary.json.
+
+    Raises:
+        FloatingPointError: a loss or a gradient is no number; the state before it is saved.
     """
+    log = RunLog(recipe, accelerator)
+    try:
+        return run_steps(recipe, stage, log, accelerator=accelerator, model=model, batches=batches)
+    finally:
+        log.close()
+
+
+def run_steps(
+    recipe: Recipe, stage: Stage, log: "RunLog", *, accelerator: Accelerator, model: nn.Module, batches
+) -> dict:
+    """What `train` does between the opening and the closing of the log."""
     folder = Path(recipe.run.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     optimization = recipe.optimization
@@ -97,7 +122,6 @@ def train(recipe: Recipe, stage: Stage, *, accelerator: Accelerator, model: nn.M
     model, optimizer = accelerator.prepare(model, optimizer)
     forward_model = torch.compile(model, dynamic=True) if optimization.compile else model
 
-    log = RunLog(recipe, accelerator)
     progress = Progress()
     checkpoint = newest_checkpoint(folder / "checkpoints") if recipe.run.resume else None
     if checkpoint is not None:
@@ -108,6 +132,17 @@ def train(recipe: Recipe, stage: Stage, *, accelerator: Accelerator, model: nn.M
         progress = Progress(**run_state)
         batches.load_state_dict(rank_state["batches"])
     log.start(progress.step)
+    last_good = LastGood(accelerator, optimizer)
+
+    def save(step: int, rank_state: dict):
+        save_checkpoint(
+            folder / "checkpoints",
+            step=step,
+            accelerator=accelerator,
+            rank_state=rank_state,
+            keep=recipe.run.keep_checkpoints,
+            run_state={"identity": identity(recipe), "best": progress.best, "best_step": progress.best_step},
+        )
 
     learning_rate, temperature = learning_rates(optimization), temperatures(optimization)
     source = iter(batches)
@@ -128,24 +163,25 @@ def train(recipe: Recipe, stage: Stage, *, accelerator: Accelerator, model: nn.M
         total = accumulate(
             accelerator, forward_model, source, stage, log, optimization.gradient_accumulation_steps, step=step
         )
-        norm = apply_gradients(accelerator, model, optimizer, total, optimization.max_grad_norm)
-        log.add_value("gradient_norm", norm)
+        with log.vitals.measured_update(model, due=log.is_due(step + 1)):
+            norm = apply_gradients(accelerator, model, optimizer, total, optimization.max_grad_norm, last_good)
+        log.add_gradient(norm)
         progress.step = step + 1
-        log.end_step(progress.step)
+        rank_state = {"batches": batches.state_dict()}
+        last_good.remember(progress.step, rank_state)
 
         last = progress.step == optimization.num_steps
-        if last or _due(progress.step, recipe.run.evaluation_every_steps):
-            evaluate_and_keep_best(stage, model, accelerator, progress, log, folder / "model")
-        if last or _due(progress.step, recipe.run.checkpoint_every_steps):
-            log.refuse_broken(norm, "the norm of the gradient", progress.step)
-            save_checkpoint(
-                folder / "checkpoints",
-                step=progress.step,
-                accelerator=accelerator,
-                rank_state={"batches": batches.state_dict()},
-                keep=recipe.run.keep_checkpoints,
-                run_state={"identity": identity(recipe), "best": progress.best, "best_step": progress.best_step},
+        evaluation_due = last or _due(progress.step, recipe.run.evaluation_every_steps)
+        checkpoint_due = last or _due(progress.step, recipe.run.checkpoint_every_steps)
+        log.end_step(progress.step, batches)
+        if evaluation_due or checkpoint_due or log.is_due(progress.step):
+            refuse_broken_run(
+                model, last_good, step=progress.step, loss=log.loss, checkpoints=folder / "checkpoints", save=save
             )
+        if evaluation_due:
+            evaluate_and_keep_best(stage, model, accelerator, progress, log, folder / "model")
+        if checkpoint_due:
+            save(progress.step, rank_state)
     return log.finish(progress, batches)
 
 
@@ -182,6 +218,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> to
             lr=optimization.learning_rate,
             momentum=optimization.momentum,
             weight_decay=optimization.weight_decay,
+            fused=device.type in ("cuda", "cpu"),
         )
     return torch.optim.AdamW(
         learning,
@@ -220,14 +257,24 @@ def accumulate(
 
 
 def apply_gradients(
-    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, num_targets: Tensor, max_norm: float
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    num_targets: Tensor,
+    max_norm: float,
+    last_good: LastGood | None = None,
 ) -> Tensor:
-    """Turns summed gradients into the mean over all targets of all processes, clips and steps; returns their norm."""
+    """Turns summed gradients into the mean over all targets of all processes, clips and steps; returns their norm.
+
+    With `last_good`, a step whose gradient is no number is not taken.
+    """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     # DDP has divided by the number of processes
     torch._foreach_mul_(gradients, accelerator.num_processes / num_targets.clamp(min=1))
     # this also undoes the scaling of fp16, which may happen only once a step
     norm = accelerator.clip_grad_norm_(model.parameters(), max_norm if max_norm > 0 else math.inf)
+    if last_good is not None:
+        last_good.before_step(norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
@@ -283,6 +330,9 @@ class RunLog:
         self.path = Path(recipe.run.output_dir) / "log.jsonl"
         self.began = time.perf_counter()
         self.bar = None
+        self.vitals = Vitals(accelerator, recipe.optimization.max_grad_norm)
+        self.watch = Watch(facts_of(recipe))
+        self.loss = 0.0  # of the last line
         self._forget()
 
     def _forget(self):
@@ -296,8 +346,10 @@ class RunLog:
     def start(self, step: int):
         if self.recipe.run.trackers:
             self.accelerator.init_trackers(self.path.parent.name)
-        if self.accelerator.is_main_process and self.path.exists():
-            keep_log_until(self.path, step)
+        if self.accelerator.is_main_process:
+            OmegaConf.save(OmegaConf.structured(self.recipe), self.path.with_name(RECIPE))
+            if self.path.exists():
+                keep_log_until(self.path, step)
         self.bar = tqdm(
             total=self.recipe.optimization.num_steps,
             initial=step,
@@ -306,6 +358,10 @@ class RunLog:
             disable=not self.accelerator.is_main_process,
         )
         self.since = time.perf_counter()
+
+    def is_due(self, step: int) -> bool:
+        """Whether a line is logged after `step`."""
+        return _due(step, self.recipe.run.log_every_steps) or step == self.recipe.optimization.num_steps
 
     def wait_for(self, source) -> dict:
         """The next batch; the time it took counts as waiting for data."""
@@ -320,13 +376,20 @@ class RunLog:
             self.sums[name] = self.sums.get(name, 0.0) + value.detach().float() * weight
         self.targets = self.targets + weight
         self.seconds_of_audio += seconds_of(batch)
+        self.vitals.add_batch(batch)
+        self.vitals.add_counts(output.counts)
+
+    def add_gradient(self, norm: Tensor):
+        self.add_value("gradient_norm", norm)
+        self.vitals.add_gradient(norm)
 
     def add_value(self, name: str, value: Tensor | float):
         self.values[name] = value
 
-    def end_step(self, step: int):
+    def end_step(self, step: int, batches):
+        """Counts a step and, where it is due, logs a line and tells what is wrong."""
         self.bar.update()
-        if not (_due(step, self.recipe.run.log_every_steps) or step == self.recipe.optimization.num_steps):
+        if not self.is_due(step):
             return
         names = sorted(self.sums)
         stacked = torch.stack([torch.as_tensor(self.sums[n], device=self.accelerator.device) for n in names])
@@ -337,26 +400,31 @@ class RunLog:
         metrics |= {name: float(value) for name, value in self.values.items()}
         metrics["audio_seconds_per_second"] = self.seconds_of_audio * self.accelerator.num_processes / elapsed
         metrics["data_wait_share"] = self.waited / elapsed
-        self.refuse_broken(metrics["loss"], "the loss", step)
+        metrics |= self.vitals.read()
+        data = getattr(batches, "summary", dict)()
+        if data.get("rows"):
+            metrics["bad_row_share"] = data["skipped"]["bad"] / data["rows"]
         self.bar.set_postfix({name: f"{metrics[name]:.3g}" for name in ("loss", "accuracy") if name in metrics})
         self.write(metrics, step)
+        self.loss = metrics["loss"]
         self._forget()
-
-    def refuse_broken(self, value: Tensor | float, name: str, step: int):
-        """FloatingPointError if a number is infinite or none: what would be saved from here on is worth nothing."""
-        if math.isfinite(float(value)):
-            return
-        last = newest_checkpoint(self.path.parent / "checkpoints")
-        raise FloatingPointError(f"{name} is {float(value)} at step {step}; the last good checkpoint is {last}.")
 
     def write(self, metrics: dict[str, float], step: int):
         self.accelerator.log(metrics, step=step)
         if self.accelerator.is_main_process:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
+        for finding in self.watch.look({"step": step, **metrics}):
+            if self.accelerator.is_main_process:
+                logger.warning("%s", finding)
+
+    def close(self):
+        """Ends the progress bar, which would otherwise be printed behind the cause of an error."""
+        if self.bar is not None:
+            self.bar.close()
 
     def finish(self, progress: Progress, batches) -> dict:
-        self.bar.close()
+        self.close()
         summary = {
             "steps": progress.step,
             "best": progress.best,

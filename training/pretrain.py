@@ -13,12 +13,14 @@ from accelerate.utils import broadcast
 from torch import nn
 from tqdm.auto import tqdm
 
+from .collators import CLEAN
 from .data import SpeechBatches, pretraining_batches
 from .loop import Stage, StepOutput, make_accelerator, seed_step, train
 from .recipe import Recipe, batch_settings, configuration, family_class, parse_command, refuse_settings
 from .sources import as_sources, openable
+from .vitals import code_counts
 
-INPUTS = ("input_values", "attention_mask", "speaker_ids")
+INPUTS = ("input_values", "attention_mask", "speaker_ids", CLEAN)
 Compute = Callable[[nn.Module, dict], StepOutput]
 
 
@@ -38,10 +40,19 @@ def wants_speakers(model: nn.Module) -> bool:
     return "speaker_ids" in inspect.signature(type(model).forward).parameters
 
 
+def refuse_past_only(recipe: Recipe, model: nn.Module):
+    """ValueError if a recipe has clean targets for augmented contexts and the model takes none."""
+    if recipe.data.augment_past_only and CLEAN not in inspect.signature(type(model).forward).parameters:
+        raise ValueError(
+            f"data.augment_past_only needs a model that takes {CLEAN}, such as CPC, got {type(model).__name__}."
+        )
+
+
 def compute(model: nn.Module, batch: dict) -> StepOutput:
     """The model's own objective; every scalar of its output record is logged under its name.
 
-    What it has for each step that it predicts ahead is logged as `step_accuracies/1`, `step_accuracies/2` and so on.
+    In evaluation, what it has for each step that it predicts ahead is logged as `step_accuracies/1`,
+    `step_accuracies/2` and so on; in training, which codes were chosen and what share of the frames was masked.
     """
     output = model(**{name: batch[name] for name in INPUTS if batch.get(name) is not None})
     scalars = {
@@ -49,11 +60,23 @@ def compute(model: nn.Module, batch: dict) -> StepOutput:
         for name, value in output.items()
         if isinstance(value, torch.Tensor) and value.dim() == 0 and name not in ("loss", "num_targets")
     }
+    if model.training:
+        if output.get("target_mask") is not None:
+            scalars["mask_share"] = output.num_targets / output.last_hidden_state[..., 0].numel()
+        return StepOutput(output.loss, output.num_targets, scalars, chosen_codes(model, output))
     for name in ("step_losses", "step_accuracies"):
         values = output.get(name)
         if values is not None:
             scalars |= {f"{name}/{ahead}": value for ahead, value in enumerate(values, start=1)}
     return StepOutput(output.loss, output.num_targets, scalars)
+
+
+def chosen_codes(model: nn.Module, output) -> dict[str, torch.Tensor]:
+    """How often each entry of each group was chosen, of a model with a codebook."""
+    if output.get("codes") is None:
+        return {}
+    config = getattr(model, "module", model).config
+    return {"codes": code_counts(output.codes, config.num_codevectors_per_group, output.get("target_mask"))}
 
 
 def codebook_care(recipe: Recipe, config):
@@ -133,6 +156,7 @@ def main(recipe: Recipe) -> dict:
     feature_extractor = make_feature_extractor(recipe, config)
     transformers.set_seed(recipe.run.seed)
     model = family_class(recipe, "ForPreTraining")(config)
+    refuse_past_only(recipe, model)
     data = recipe.data
     batches = pretraining_batches(
         as_sources(data.train),

@@ -119,6 +119,7 @@ def main(recipe: Recipe) -> dict:
     if recipe.architecture != ARCHITECTURE:
         raise ValueError(f"architecture must be {ARCHITECTURE} in pre-training on codes, got {recipe.architecture!r}.")
     of_audio = ["batch_seconds", "min_seconds", "max_seconds", "budget_seconds", "text_case"]
+    of_audio += ["augmentation", "augment_past_only"]
     of_others = ["gumbel_temperature", "codebook", "frozen_encoder_steps", "linear_segmentation_steps"]
     refuse_settings(
         recipe,

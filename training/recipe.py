@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 import hf_wav2vec_family
 
 from . import schedules
+from .augmentation import Augmentation, make_augmentation
 from .sources import as_sources
 from .span_masking import SpanMasking
 
@@ -36,6 +37,10 @@ class DataRecipe:
         budget_seconds: train on so much of the data only, taken in an order drawn from `budget_seed`.
         text_case: "upper", "lower" or nothing: what is done to transcripts.
         max_bad_fraction: a larger share of clips that cannot be read stops the run.
+        augmentation: `{noise: {snr_db: [5, 20], prob: 0.5}, …}`, what is done to the clips of training, in this order:
+            kinds and options of training/augmentation.py; an empty mapping `{}` takes the defaults of a kind.
+        augment_past_only: CPC's pre-training only: the context hears the augmented clip, what it has to predict is of
+            the clean one.
     """
 
     train: Any = MISSING
@@ -49,6 +54,8 @@ class DataRecipe:
     budget_seed: int = 0
     text_case: str | None = None
     max_bad_fraction: float = 0.01
+    augmentation: dict[str, Any] | None = None
+    augment_past_only: bool = False
 
 
 @dataclass
@@ -217,6 +224,7 @@ def check_recipe(recipe: Recipe):
             "data.min_seconds must not be above data.max_seconds, got"
             f" {recipe.data.min_seconds} and {recipe.data.max_seconds}."
         )
+    augmentation_of(recipe)
     as_sources(recipe.data.train)
     if recipe.data.evaluation is not None:
         as_sources(recipe.data.evaluation)
@@ -253,13 +261,19 @@ def refuse_unknown_fields(config_class: type, fields: dict[str, Any]):
         raise ValueError(f"model: {config_class.__name__} has no field {', '.join(unknown)}.")
 
 
+def augmentation_of(recipe: Recipe) -> Augmentation | None:
+    """What is done to the clips of training, or None."""
+    return make_augmentation(recipe.data.augmentation, past_only=recipe.data.augment_past_only)
+
+
 def batch_settings(recipe: Recipe, *, rank: int, world_size: int) -> dict[str, Any]:
     """What the training batches of any stage are made by, as `SpeechBatches` takes it."""
     data = recipe.data
     names = ("batch_seconds", "min_seconds", "max_seconds", "shuffle_window", "num_workers", "max_bad_fraction")
     budget = {"budget_seconds": data.budget_seconds, "budget_seed": data.budget_seed}
     given = {name: getattr(data, name) for name in names}
-    return {**given, **budget, "seed": recipe.run.seed, "rank": rank, "world_size": world_size}
+    ours = {"seed": recipe.run.seed, "rank": rank, "world_size": world_size}
+    return {**given, **budget, **ours, "augmentation": augmentation_of(recipe)}
 
 
 def family_class(recipe: Recipe, suffix: str) -> type:
