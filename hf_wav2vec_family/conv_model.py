@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .conv import num_frames, num_samples_needed, num_valid, sample_lengths, valid_frames
+from .conv import frame_centers, num_frames, num_samples_needed, num_valid, sample_lengths, valid_frames
 
 # what an Auto class is asked for, and what the class it finds is called behind the name of the architecture
 HEADS = {
@@ -33,6 +33,10 @@ class ConvModelMixin:
     def num_frames(self, num_samples: int | Tensor) -> int | Tensor:
         """Frames of the convolutions for a number of samples at 16 kHz (or a tensor of them)."""
         return num_frames(num_samples, self.config.conv_kernel, self.config.conv_stride)
+
+    def frame_centers(self, total: int) -> Tensor:
+        """[total] float64: the sample in the middle of what each frame sees; over 16,000 its time in seconds."""
+        return frame_centers(total, self.config.conv_kernel, self.config.conv_stride)
 
     @property
     def num_samples_needed(self) -> int:

@@ -23,7 +23,15 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from .configuration_cpc import CPCConfig
-from .conv import MaskedGroupNorm, conv_channels_last, num_frames, num_samples_needed, num_valid, valid_frames
+from .conv import (
+    MaskedGroupNorm,
+    conv_channels_last,
+    frame_centers,
+    num_frames,
+    num_samples_needed,
+    num_valid,
+    valid_frames,
+)
 from .conv_model import ConvModelMixin, classes_of
 from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
 from .masking import take_frames
@@ -386,6 +394,10 @@ class CPCPreTrainedModel(ConvModelMixin, PreTrainedModel):
         """Frames for a number of samples at 16 kHz (or a tensor of them): (samples + 1) // 160 with the defaults."""
         config = self.config
         return num_frames(num_samples, config.conv_kernel, config.conv_stride, config.conv_padding)
+
+    def frame_centers(self, total: int) -> Tensor:
+        """[total] float64: the sample in the middle of what each frame sees, 160 t + 79 with the defaults."""
+        return frame_centers(total, self.config.conv_kernel, self.config.conv_stride, self.config.conv_padding)
 
     @property
     def num_samples_needed(self) -> int:

@@ -29,7 +29,7 @@ from transformers.utils import can_return_tuple
 
 from .asg import AutoSegmentationCriterion, asg_loss
 from .configuration_wav2letter import SPECTRAL_HOP, SPECTRAL_WINDOW, Wav2LetterConfig
-from .conv import MaskedGroupNorm, num_frames, num_valid, scale_gradient, valid_frames
+from .conv import MaskedGroupNorm, frame_centers, num_frames, num_valid, scale_gradient, valid_frames
 from .conv_model import ConvModelMixin
 from .heads import CTCHead, ctc_loss
 from .log_mel import MFCC, LogMel
@@ -101,6 +101,10 @@ class Wav2LetterPreTrainedModel(ConvModelMixin, PreTrainedModel):
         """Frames of the front end for a number of samples at 16 kHz (or a tensor of them)."""
         return self.base_model.front_end.num_frames(num_samples)
 
+    def frame_centers(self, total: int) -> Tensor:
+        """[total] float64: the sample in the middle of what each frame of the front end sees."""
+        return self.base_model.front_end.frame_centers(total)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -129,6 +133,9 @@ class SpectralFrontEnd(nn.Module):
     def num_frames(self, num_samples: int | Tensor) -> int | Tensor:
         return num_frames(num_samples, [SPECTRAL_WINDOW], [SPECTRAL_HOP])
 
+    def frame_centers(self, total: int) -> Tensor:
+        return frame_centers(total, [SPECTRAL_WINDOW], [SPECTRAL_HOP])
+
     def forward(self, input_values: Tensor, attention_mask: Tensor | None) -> Tensor:
         """[B, S] and mask [B, S] or None -> [B, T, D]."""
         return self.features(input_values, attention_mask)
@@ -148,6 +155,9 @@ class EncoderFrontEnd(nn.Module):
 
     def num_frames(self, num_samples: int | Tensor) -> int | Tensor:
         return self.encoder.num_frames(num_samples)
+
+    def frame_centers(self, total: int) -> Tensor:
+        return self.encoder.frame_centers(total)
 
     def forward(self, input_values: Tensor, attention_mask: Tensor | None) -> Tensor:
         """[B, S] and mask [B, S] or None -> [B, T, D]."""

@@ -35,6 +35,7 @@ from .conv import (
     ChannelsLayerNorm,
     MaskedGroupNorm,
     conv_channels_last,
+    frame_centers,
     mean_over_valid,
     num_frames,
     num_valid,
@@ -395,6 +396,20 @@ class Wav2Vec2PreTrainedModel(transformers_wav2vec2.Wav2Vec2PreTrainedModel):
             layers = self.config.num_adapter_layers
             lengths = num_frames(lengths, [1] * layers, [self.config.adapter_stride] * layers)
         return lengths
+
+    def frame_centers(self, total: int) -> Tensor:
+        """[total] float64: the sample in the middle of what each frame that leaves the model sees of a waveform.
+
+        320 t + 199.5 without an adapter; attention, which sees all of it, is taken to stand where it looks from.
+        """
+        config = self.config
+        kernels, strides, paddings = list(config.conv_kernel), list(config.conv_stride), [0] * len(config.conv_kernel)
+        if config.add_adapter:
+            # the paddings of Transformers' adapter are fixed
+            kernels += [config.adapter_kernel_size] * config.num_adapter_layers
+            strides += [config.adapter_stride] * config.num_adapter_layers
+            paddings += [1] * config.num_adapter_layers
+        return frame_centers(total, kernels, strides, paddings)
 
     def frame_mask(self, attention_mask: Tensor, total: int) -> Tensor:
         """Mask of samples [B, S] -> mask of the `total` = T frames that leave the model, [B, T] bool."""

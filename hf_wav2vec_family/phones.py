@@ -61,6 +61,17 @@ def fold_timit_phone(phone: str, num_phones: int = 39) -> str | None:
     return None if phone == "q" else of_48 if num_phones == 48 else _TO_39[of_48]
 
 
+def timit_map(num_phones: int = 39) -> dict[str, str | None]:
+    """What each phone of TIMIT's 61 and 48 is among the 61, 48 or 39 that are asked for, None for `q`: the `phone_map`
+    of the phone error rate.
+
+    Raises:
+        ValueError: no set of that size.
+    """
+    known = TIMIT_61 if num_phones == 61 else sorted({*TIMIT_61, *TIMIT_48})
+    return {phone: fold_timit_phone(phone, num_phones) for phone in known}
+
+
 def strip_stress(phones: Iterable[str]) -> list[str]:
     """CMU phones without the stress marks of their vowels: `AH0` -> `AH`.
 

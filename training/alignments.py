@@ -72,21 +72,26 @@ class AlignedCollator(PretrainingCollator):
         return {**padded, "alignments": [example["alignment"] for example in examples]}
 
 
-def aligned_batches(
-    sources, feature_extractor, *, batch_seconds: float, budget_seconds: float | None = None, num_workers: int = 0
-) -> SpeechBatches:
-    """All utterances with an alignment once, or those of a budget (see `rows_in_budget`), in their order.
+def aligned_batches(sources, feature_extractor, **settings) -> SpeechBatches:
+    """All utterances with an alignment; `settings` are those of `labelled_batches`.
 
     A batch has `input_values` [B, S], `attention_mask` [B, S], `alignments` and `ids`.
     """
+    return labelled_batches(sources, AlignedCollator(feature_extractor), **settings)
+
+
+def labelled_batches(
+    sources, collator, *, batch_seconds: float, budget_seconds: float | None = None, num_workers: int = 0, **order
+) -> SpeechBatches:
+    """Whole utterances, or those of a budget (see `rows_in_budget`), once and in their order unless `order`, which are
+    further fields of `BatchSettings`, says otherwise."""
     return SpeechBatches(
         sources=sources,
-        collator=AlignedCollator(feature_extractor),
+        collator=collator,
         num_workers=num_workers,
         batch_seconds=batch_seconds,
         budget_seconds=budget_seconds,
         min_seconds=MIN_SECONDS,
         max_seconds=math.inf,
-        shuffle_window=0,
-        num_epochs=1,
+        **{"shuffle_window": 0, "num_epochs": 1, **order},
     )

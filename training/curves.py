@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 # drawn where a log has them, one panel each; training and evaluation share a panel
-PANELS = ("loss", "contrastive_loss", "accuracy", "codevector_perplexity", "wer", "cer", "learning_rate")
+PANELS = ("loss", "contrastive_loss", "accuracy", "codevector_perplexity", "wer", "cer", "per", "learning_rate")
 EVALUATION = "evaluation/"
 # steps and values
 Series = tuple[list[int], list[float]]

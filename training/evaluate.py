@@ -1,4 +1,4 @@
-"""Greedy transcription of a data set and its word and character error rates.
+"""Greedy transcription of a data set and its word and character, or phone, error rates.
 
 python -m training.evaluate runs/mine/model /my/corpus --split test --output runs/mine/test
 """
@@ -15,9 +15,13 @@ import transformers
 from torch import nn
 from tqdm.auto import tqdm
 
+from hf_wav2vec_family.decoding.alignment import writes_phones
 from hf_wav2vec_family.decoding.pipeline import blank_padding, min_num_samples, own_class
+from hf_wav2vec_family.metrics.bootstrap import confidence_interval
 from hf_wav2vec_family.metrics.cer import CharacterErrorRate
+from hf_wav2vec_family.metrics.per import PhoneErrorRate
 from hf_wav2vec_family.metrics.wer import WordErrorRate
+from hf_wav2vec_family.phones import TIMIT_39, TIMIT_48, TIMIT_61, timit_map
 
 from .data import evaluation_batches
 from .sources import Source
@@ -53,20 +57,38 @@ def transcribe(model: nn.Module, processor, batches: Iterable[dict], device: tor
     return utterances
 
 
-def score(utterances: list[Utterance]) -> dict[str, float]:
-    """WER and CER over all utterances, with their counts."""
+def score(utterances: list[Utterance], tokenizer=None) -> dict[str, float | list[float]]:
+    """WER and CER over all utterances, or PER where the symbols of `tokenizer` are phones, with their counts.
+
+    `wer_interval` and the like are 95 % confidence intervals over utterances. Phones of TIMIT are scored as 39.
+    """
     if not utterances:
         raise ValueError("there is nothing to score: the data holds no utterance that could be read.")
     texts = {
         "predictions": [u.hypothesis for u in utterances],
         "references": [u.reference for u in utterances],
     }
+    if tokenizer is not None and writes_phones(tokenizer):
+        results = {"per": PhoneErrorRate().compute(**texts, phone_map=phone_map_of(tokenizer), per_clip=True)}
+    else:
+        metrics = {"wer": WordErrorRate(), "cer": CharacterErrorRate()}
+        results = {name: metric.compute(**texts, per_clip=True) for name, metric in metrics.items()}
     scores = {}
-    for name, metric in (("wer", WordErrorRate()), ("cer", CharacterErrorRate())):
-        result = metric.compute(**texts)
+    for name, result in results.items():
         scores[name] = result.pop(name)
+        errors, lengths = result.pop("clip_errors"), result.pop("clip_lengths")
+        if any(lengths):
+            scores[f"{name}_interval"] = list(confidence_interval(errors, lengths))
         scores |= {f"{name}_{count}": value for count, value in result.items()}
     return scores
+
+
+def phone_map_of(tokenizer) -> dict[str, str | None] | None:
+    """How phones are scored: those of TIMIT as 39, those of any other set as they are."""
+    special = set(tokenizer.all_special_tokens)
+    if set(tokenizer.get_vocab()) - special not in (set(TIMIT_39), set(TIMIT_48), set(TIMIT_61)):
+        return None
+    return {**timit_map(), **{token: token for token in special}}
 
 
 def evaluate_on(
@@ -85,7 +107,7 @@ def evaluate_on(
     elapsed = time.perf_counter() - began
     seconds = sum(u.seconds for u in utterances)
     return utterances, {
-        **score(utterances),
+        **score(utterances, processor.tokenizer),
         "num_utterances": len(utterances),
         "audio_seconds": round(seconds, 1),
         "real_time_factor": elapsed / seconds,

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from hf_wav2vec_family import Wav2LetterCTCTokenizer
+from hf_wav2vec_family.decoding.alignment import writes_phones
 from hf_wav2vec_family.phones import CMU_39, TIMIT_39, TIMIT_48, TIMIT_61, WSJ_GRAPHEMES
 
 from .collators import normalized_text
@@ -150,7 +151,7 @@ def hooks_of(recipe: Recipe, model: nn.Module):
 
 
 def evaluator(recipe: Recipe, processor, accelerator: Accelerator):
-    """model -> WER and CER on the evaluation data; the table of utterances is written beside the run."""
+    """model -> error rates on the evaluation data; the table of utterances is written beside the run."""
     sources = openable(as_sources(recipe.data.evaluation, split="dev"))
     folder = Path(recipe.run.output_dir)
 
@@ -206,7 +207,7 @@ def main(recipe: Recipe) -> dict:
         compute=compute,
         save=save,
         evaluate=evaluator(recipe, processor, accelerator) if data.evaluation else None,
-        best=recipe.run.best_metric or "wer",
+        best=recipe.run.best_metric or ("per" if writes_phones(tokenizer) else "wer"),
         before_step=hooks_of(recipe, model),
     )
     return train(recipe, stage, accelerator=accelerator, model=model, batches=batches)

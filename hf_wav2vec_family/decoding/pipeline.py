@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from ..audio.reading import read_audio, resample
+from ..conv import frame_centers
 
 # More than a handful of channels is an array whose axes mean something else.
 MAX_NUM_CHANNELS = 8
@@ -74,6 +75,24 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
                 outputs["tokens"], attention_mask, self.model, self.tokenizer.pad_token_id
             )
         return outputs
+
+    def postprocess(self, model_outputs, **kwargs) -> dict[str, Any]:
+        """The parent's result, whose timestamps are multiples of the hop, with each frame where its convolutions look:
+        it lasts from half a hop before the middle of what they see to half a hop behind."""
+        result = super().postprocess(model_outputs, **kwargs)
+        if self.type in ("ctc", "ctc_with_lm"):
+            for chunk in result.get("chunks", []):
+                chunk["timestamp"] = tuple(max(0.0, time + self.delay_seconds) for time in chunk["timestamp"])
+        return result
+
+    @cached_property
+    def delay_seconds(self) -> float:
+        """How much later a frame is than its number times the hop; 0 where the model doesn't tell where frames are."""
+        centers = frame_centers_of(self.model, 2)
+        if centers is None:
+            return 0.0
+        first, second = centers.tolist()
+        return (first - (second - first) / 2) / self.feature_extractor.sampling_rate
 
     @cached_property
     def min_num_samples(self) -> int:
@@ -139,6 +158,17 @@ def min_num_samples(model: PreTrainedModel) -> int:
     candidates = range(1, 1_000_000)
     # More samples never give fewer frames, so bisection finds the first number of them that gives one.
     return candidates[bisect.bisect_left(candidates, 1, key=lambda n: int(num_frames(torch.tensor([n]))))]
+
+
+def frame_centers_of(model: PreTrainedModel, total: int) -> torch.Tensor | None:
+    """[total] float64, the sample in the middle of what each frame sees, of models of this package and of others on
+    strided convolutions; None where the model doesn't tell."""
+    if hasattr(model, "frame_centers"):
+        return model.frame_centers(total)
+    config = model.config
+    if not hasattr(config, "conv_kernel") or getattr(config, "add_adapter", False):
+        return None
+    return frame_centers(total, config.conv_kernel, config.conv_stride)
 
 
 def blank_padding(

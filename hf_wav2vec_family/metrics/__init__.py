@@ -1,4 +1,7 @@
-"""Metrics for `evaluate`. Each is one file that also loads as a script: `evaluate.load("path/to/wer.py")`."""
+"""Error rates for `evaluate` with confidence intervals, ABX of features, purity of codes.
+
+wer.py, cer.py and per.py also load as scripts, each by itself: `evaluate.load("path/to/wer.py")`.
+"""
 
 try:
     import evaluate  # noqa: F401

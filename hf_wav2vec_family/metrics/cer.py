@@ -6,19 +6,22 @@ import evaluate
 import jiwer
 
 _DESCRIPTION = """
-Character error rate of a whole set: (substitutions + insertions + deletions) / characters in the references, aligned
-clip by clip with the fewest errors. As in jiwer, the spaces between words are characters too, and those before and
-after the text are not; case and punctuation count, so normalise both sides first.
+Character error rate of a whole set, which papers call letter error rate (LER): (substitutions + insertions +
+deletions) / characters in the references, aligned clip by clip with the fewest errors. As in jiwer, the spaces between
+words are characters too, and those before and after the text are not; case and punctuation count, so normalise both
+sides first.
 """
 
 _INPUTS_DESCRIPTION = """
 Args:
     predictions (`list[str]`): what the recogniser wrote, one text per clip.
     references (`list[str]`): what was said, in the same order.
+    per_clip (`bool`, *optional*, defaults to `False`): whether the lists below are wanted.
 
 Returns:
     `dict`: `cer` (float; 0 is perfect, above 1 is possible) and the counts it is made of, `substitutions`,
-    `insertions`, `deletions`, `hits`, `num_reference_characters`.
+    `insertions`, `deletions`, `hits`, `num_reference_characters`; with `per_clip` also `clip_errors` and
+    `clip_lengths`, the errors and reference characters of each clip.
     An empty reference is a clip without speech: every character predicted for it is an insertion. If no reference has
     a character, the rate has no denominator and `cer` is the number of insertions, as in jiwer.
 
@@ -40,11 +43,11 @@ class CharacterErrorRate(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions, references) -> dict[str, float | int]:
+    def _compute(self, predictions, references, per_clip: bool = False) -> dict[str, float | int | list[int]]:
         if len(references) == 0:
             raise ValueError("references are empty: without any clip there is no character error rate.")
         output = jiwer.process_characters(reference=list(references), hypothesis=list(predictions))
-        return {
+        result = {
             "cer": float(output.cer),
             "substitutions": output.substitutions,
             "insertions": output.insertions,
@@ -52,3 +55,10 @@ class CharacterErrorRate(evaluate.Metric):
             "hits": output.hits,
             "num_reference_characters": output.hits + output.substitutions + output.deletions,
         }
+        if per_clip:
+            result["clip_errors"] = [
+                sum(max(c.ref_end_idx - c.ref_start_idx, c.hyp_end_idx - c.hyp_start_idx) for c in chunks)
+                for chunks in ([c for c in chunks if c.type != "equal"] for chunks in output.alignments)
+            ]
+            result["clip_lengths"] = [len(characters) for characters in output.references]
+        return result

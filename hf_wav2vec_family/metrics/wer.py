@@ -14,10 +14,12 @@ _INPUTS_DESCRIPTION = """
 Args:
     predictions (`list[str]`): what the recogniser wrote, one text per clip.
     references (`list[str]`): what was said, in the same order.
+    per_clip (`bool`, *optional*, defaults to `False`): whether the lists below are wanted.
 
 Returns:
     `dict`: `wer` (float; 0 is perfect, above 1 is possible) and the counts it is made of, `substitutions`,
-    `insertions`, `deletions`, `hits`, `num_reference_words`.
+    `insertions`, `deletions`, `hits`, `num_reference_words`; with `per_clip` also `clip_errors` and `clip_lengths`,
+    the errors and reference words of each clip.
     An empty reference is a clip without speech: every word predicted for it is an insertion. If no reference has a
     word, the rate has no denominator and `wer` is the number of insertions, as in jiwer.
 
@@ -39,11 +41,11 @@ class WordErrorRate(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions, references) -> dict[str, float | int]:
+    def _compute(self, predictions, references, per_clip: bool = False) -> dict[str, float | int | list[int]]:
         if len(references) == 0:
             raise ValueError("references are empty: without any clip there is no word error rate.")
         output = jiwer.process_words(reference=list(references), hypothesis=list(predictions))
-        return {
+        result = {
             "wer": float(output.wer),
             "substitutions": output.substitutions,
             "insertions": output.insertions,
@@ -51,3 +53,10 @@ class WordErrorRate(evaluate.Metric):
             "hits": output.hits,
             "num_reference_words": output.hits + output.substitutions + output.deletions,
         }
+        if per_clip:
+            result["clip_errors"] = [
+                sum(max(c.ref_end_idx - c.ref_start_idx, c.hyp_end_idx - c.hyp_start_idx) for c in chunks)
+                for chunks in ([c for c in chunks if c.type != "equal"] for chunks in output.alignments)
+            ]
+            result["clip_lengths"] = [len(words) for words in output.references]
+        return result
