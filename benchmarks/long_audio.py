@@ -20,7 +20,7 @@ import numpy as np
 import soundfile
 from tqdm.auto import tqdm
 
-from hf_wav2vec_family.audio.reading import read_audio
+from hf_wav2vec_family.audio_reading import read_audio
 from hf_wav2vec_family.decoding.alignment import Aligner, Alignment
 from training.sources import Source, open_source
 

@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .conv import receptive_field
+from .model_size import MAX_CHANNELS, MAX_LAYERS, MAX_WEIGHTS, MAX_WORDS, at_most, check_labels, conv_weights
 
 CHOICES = {
     "context_type": ("conv", "gru"),
@@ -142,6 +143,10 @@ class CausalConvConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     pad_token_id: int | None = 0
 
+    def __post_init__(self, **kwargs):
+        check_labels(kwargs)
+        super().__post_init__(**kwargs)
+
     @property
     def hidden_size(self) -> int:
         """Channels of the context."""
@@ -177,6 +182,7 @@ def check_causal_conv_fields(fields: dict[str, Any]):
         if not 0 <= fields[name] < 1:
             raise ValueError(f"{name} must be at least 0 and below 1, got {fields[name]}.")
     _check_layers(fields)
+    _check_size(fields)
     _check_objective(fields)
     if fields["ctc_loss_per_utterance"] and fields["ctc_loss_reduction"] != "sum":
         raise ValueError(
@@ -207,6 +213,18 @@ def _check_layers(fields: dict[str, Any]):
         )
     if fields["use_weighted_layer_sum"] and len({*dims, fields["conv_dim"][-1]}) > 1:
         raise ValueError(f"use_weighted_layer_sum needs layers of one width, got conv_dim[-1] and {dims}.")
+
+
+def _check_size(fields: dict[str, Any]):
+    dims, context, steps = fields["conv_dim"], fields["context_dim"], fields["num_prediction_steps"]
+    at_most(MAX_LAYERS, conv_dim=len(dims), context_dim=len(context), num_prediction_steps=steps)
+    at_most(MAX_WORDS, vocab_size=fields["vocab_size"])
+    counted = ("conv_dim", "conv_kernel", "context_dim", "context_kernel", "classifier_proj_size")
+    at_most(MAX_CHANNELS, **{name: fields[name] for name in (*counted, "num_negatives", "num_cross_sample_negatives")})
+    gru = 3 * context[-1] * (dims[-1] + context[-1]) if fields["context_type"] == "gru" else 0
+    stacks = conv_weights(1, dims, fields["conv_kernel"]) + gru
+    stacks += 2 * conv_weights(dims[-1], context, fields["context_kernel"])  # twice, for one that projects features
+    at_most(MAX_WEIGHTS, weights=stacks + context[-1] * (steps * dims[-1] + (fields["vocab_size"] or 0)))
 
 
 def _check_objective(fields: dict[str, Any]):

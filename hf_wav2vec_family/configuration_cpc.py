@@ -6,6 +6,17 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .model_size import (
+    MAX_CHANNELS,
+    MAX_LAYERS,
+    MAX_WEIGHTS,
+    MAX_WORDS,
+    at_most,
+    check_labels,
+    conv_weights,
+    transformer_weights,
+)
+
 NEGATIVE_SAMPLING = (
     "mixed_speaker",
     "same_speaker",
@@ -139,6 +150,10 @@ class CPCConfig(PreTrainedConfig):
     classifier_proj_size: int = 256
     use_weighted_layer_sum: bool = False
 
+    def __post_init__(self, **kwargs):
+        check_labels(kwargs)
+        super().__post_init__(**kwargs)
+
     @classmethod
     def modified(cls, **fields: Any) -> "CPCConfig":
         """The model of Rivière et al., 2020, also of Libri-light: channel norm, LSTM and Transformer predictors."""
@@ -166,6 +181,7 @@ class CPCConfig(PreTrainedConfig):
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {getattr(self, name)!r}.")
         self._validate_convolutions()
+        self._validate_size()
         least_one = ("num_hidden_layers", "num_prediction_steps", "num_negatives", "predictor_kernel_size")
         for name in least_one:
             if getattr(self, name) < 1:
@@ -184,6 +200,22 @@ class CPCConfig(PreTrainedConfig):
             raise ValueError(
                 f'ctc_loss_per_utterance needs ctc_loss_reduction="sum", got {self.ctc_loss_reduction!r}.'
             )
+
+    def _validate_size(self):
+        steps, width, hidden = self.num_prediction_steps, self.conv_dim[-1], self.hidden_size
+        at_most(MAX_LAYERS, conv_dim=len(self.conv_dim), num_hidden_layers=self.num_hidden_layers)
+        at_most(MAX_LAYERS, num_prediction_steps=steps)
+        at_most(MAX_WORDS, vocab_size=self.vocab_size)
+        names = ("conv_dim", "conv_kernel", "hidden_size", "num_negatives", "classifier_proj_size")
+        of_predictors = ("kernel_size", "intermediate_size", "attention_heads", "max_positions")
+        names = (*names, *(f"predictor_{name}" for name in of_predictors))
+        at_most(MAX_CHANNELS, **{name: getattr(self, name) for name in names})
+        predictor = hidden * width * (self.predictor_kernel_size if self.predictor == "conv" else 1)
+        if self.predictor == "transformer":
+            predictor += transformer_weights(1, hidden, self.predictor_intermediate_size)
+        recurrent = 4 * hidden * (width + (2 * self.num_hidden_layers - 1) * hidden)
+        convolutions = conv_weights(1, self.conv_dim, self.conv_kernel)
+        at_most(MAX_WEIGHTS, weights=convolutions + recurrent + steps * predictor + hidden * (self.vocab_size or 0))
 
     def _validate_convolutions(self):
         described = {name: getattr(self, name) for name in ("conv_dim", "conv_kernel", "conv_stride", "conv_padding")}

@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig, RobertaConfig
 
 from .configuration_vq_wav2vec import VQWav2VecConfig
 from .fairseq_dictionary import padded_size
+from .model_size import MAX_CHANNELS, MAX_LAYERS, MAX_WEIGHTS, MAX_WORDS, at_most, check_labels, transformer_weights
 
 # What the RoBERTa of the original code has where `RobertaConfig` begins with something else. Two rows of the position
 # table come before the first position.
@@ -69,6 +70,7 @@ class DiscreteBertConfig(PreTrainedConfig):
     pad_token_id: int | None = 0
 
     def __post_init__(self, **kwargs):
+        check_labels(kwargs)
         if not isinstance(self.vq_wav2vec_config, PreTrainedConfig):
             self.vq_wav2vec_config = VQWav2VecConfig(**(self.vq_wav2vec_config or {}))
         if not isinstance(self.roberta_config, PreTrainedConfig):
@@ -117,6 +119,7 @@ class DiscreteBertConfig(PreTrainedConfig):
         return self.vq_wav2vec_config.expects_normalized_input
 
     def validate_architecture(self):
+        self._validate_size()
         if self.num_possible_words >= 2**63:
             raise ValueError(
                 f"num_codevectors_per_group = {self.vq_wav2vec_config.num_codevectors_per_group} to the power of"
@@ -138,3 +141,15 @@ class DiscreteBertConfig(PreTrainedConfig):
             raise ValueError(
                 f'ctc_loss_per_utterance needs ctc_loss_reduction="sum", got {self.ctc_loss_reduction!r}.'
             )
+
+    def _validate_size(self):
+        roberta = self.roberta_config
+        at_most(MAX_LAYERS, num_hidden_layers=roberta.num_hidden_layers)
+        counted = ("hidden_size", "intermediate_size", "max_position_embeddings")
+        at_most(MAX_CHANNELS, classifier_proj_size=self.classifier_proj_size)
+        at_most(MAX_CHANNELS, **{name: getattr(roberta, name) for name in (*counted, "type_vocab_size")})
+        at_most(MAX_WORDS, vocab_size=self.vocab_size)
+        at_most(MAX_WORDS, **{"roberta_config.vocab_size": roberta.vocab_size})
+        words = (roberta.vocab_size + roberta.max_position_embeddings + (self.vocab_size or 0)) * roberta.hidden_size
+        blocks = transformer_weights(roberta.num_hidden_layers, roberta.hidden_size, roberta.intermediate_size)
+        at_most(MAX_WEIGHTS, weights=words + blocks)

@@ -3,6 +3,7 @@
 from huggingface_hub.dataclasses import strict
 
 from .causal_conv_fields import CausalConvConfig
+from .model_size import MAX_CHANNELS, MAX_LAYERS, MAX_WEIGHTS, at_most
 
 
 @strict
@@ -98,6 +99,14 @@ class VQWav2VecConfig(CausalConvConfig):
         for name in ("num_codevector_groups", "num_codevectors_per_group", "quantizer_depth", "quantizer_factor"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        groups, entries = self.num_codevector_groups, self.num_codevectors_per_group
+        at_most(MAX_LAYERS, num_codevector_groups=groups, quantizer_depth=self.quantizer_depth)
+        at_most(MAX_CHANNELS, num_codevectors_per_group=entries, codevector_dim=self.codevector_dim)
+        width = self.quantizer_factor * self.conv_dim[-1]
+        at_most(MAX_CHANNELS, **{"quantizer_factor * conv_dim[-1]": width})
+        at_most(
+            MAX_WEIGHTS, weights=self.quantizer_depth * width**2 + (width + self.codevector_dim) * groups * entries
+        )
         if self.codevector_dim % self.num_codevector_groups:
             raise ValueError(
                 f"codevector_dim must be a multiple of num_codevector_groups, got {self.codevector_dim} and"

@@ -10,6 +10,7 @@ from .configuration_discrete_bert import DiscreteBertConfig
 from .configuration_vq_wav2vec import VQWav2VecConfig
 from .configuration_wav2vec import Wav2VecConfig
 from .configuration_wav2vec2 import Wav2Vec2Config
+from .model_size import MAX_CHANNELS, MAX_LAYERS, MAX_WEIGHTS, MAX_WORDS, at_most, check_labels, conv_weights
 
 ENCODER_CONFIGS = {
     config.model_type: config
@@ -123,6 +124,7 @@ class Wav2LetterConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
+        check_labels(kwargs)
         if self.front_end == "encoder" and not isinstance(self.encoder_config, PreTrainedConfig):
             settings = dict(self.encoder_config or {})
             model_type = settings.pop("model_type", Wav2VecConfig.model_type)
@@ -211,6 +213,17 @@ class Wav2LetterConfig(PreTrainedConfig):
             self._validate_encoder()
         elif self.encoder_config is not None:
             raise ValueError(f'encoder_config needs front_end="encoder", got {self.front_end!r}.')
+        self._validate_size()
+
+    def _validate_size(self):
+        at_most(MAX_LAYERS, conv_dim=len(self.conv_dim))
+        names = ("conv_dim", "conv_kernel", "num_mel_bins", "num_cepstra")
+        at_most(MAX_CHANNELS, **{name: getattr(self, name) for name in names})
+        # ASG has a score for each pair of symbols
+        at_most(MAX_CHANNELS if self.criterion == "asg" else MAX_WORDS, vocab_size=self.vocab_size)
+        pairs = self.vocab_size**2 if self.criterion == "asg" else 0
+        convolutions = conv_weights(self.feature_size, self.conv_dim, self.conv_kernel)
+        at_most(MAX_WEIGHTS, weights=convolutions + self.hidden_size * self.vocab_size + pairs)
 
     def _validate_symbols(self):
         if self.vocab_size is None or self.pad_token_id is None:

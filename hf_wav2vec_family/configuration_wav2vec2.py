@@ -3,6 +3,17 @@
 from huggingface_hub.dataclasses import strict
 from transformers import Wav2Vec2Config as TransformersWav2Vec2Config
 
+from .model_size import (
+    MAX_CHANNELS,
+    MAX_LAYERS,
+    MAX_WEIGHTS,
+    MAX_WORDS,
+    at_most,
+    check_labels,
+    conv_weights,
+    transformer_weights,
+)
+
 
 @strict
 class Wav2Vec2Config(TransformersWav2Vec2Config):
@@ -59,6 +70,7 @@ class Wav2Vec2Config(TransformersWav2Vec2Config):
     ctc_loss_per_utterance: bool = False
 
     def __post_init__(self, **kwargs):
+        check_labels(kwargs)
         group_norm = self.feat_extract_norm == "group"
         if self.feature_penalty_weight is None:
             self.feature_penalty_weight = 10.0 if group_norm else 0.0
@@ -80,6 +92,7 @@ class Wav2Vec2Config(TransformersWav2Vec2Config):
                 f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and"
                 f" {self.num_attention_heads}."
             )
+        self._validate_size()
         if self.codevector_dim % self.num_codevector_groups:
             raise ValueError(
                 f"codevector_dim must be a multiple of num_codevector_groups, got {self.codevector_dim} and"
@@ -95,3 +108,23 @@ class Wav2Vec2Config(TransformersWav2Vec2Config):
             raise ValueError(
                 f'ctc_loss_per_utterance needs ctc_loss_reduction="sum", got {self.ctc_loss_reduction!r}.'
             )
+
+    def _validate_size(self):
+        at_most(MAX_LAYERS, conv_dim=len(self.conv_dim), num_hidden_layers=self.num_hidden_layers)
+        at_most(MAX_LAYERS, num_adapter_layers=self.num_adapter_layers, quantizer_depth=self.quantizer_depth)
+        of_frames = ("conv_dim", "conv_kernel", "hidden_size", "intermediate_size", "num_conv_pos_embeddings")
+        of_codes = ("num_codevector_groups", "num_codevectors_per_group", "codevector_dim", "proj_codevector_dim")
+        of_heads = ("num_negatives", "num_cross_sample_negatives", "classifier_proj_size", "output_hidden_size")
+        names = (*of_frames, *of_codes, *of_heads, "adapter_kernel_size", "adapter_attn_dim")
+        at_most(MAX_CHANNELS, **{name: getattr(self, name) for name in names})
+        at_most(MAX_WORDS, vocab_size=self.vocab_size)
+        hidden, width = self.hidden_size, self.quantizer_factor * self.conv_dim[-1]
+        at_most(MAX_CHANNELS, **{"quantizer_factor * conv_dim[-1]": width})
+        entries = self.num_codevector_groups * self.num_codevectors_per_group
+        of_quantizer = self.quantizer_depth * width**2 + entries * (width + self.codevector_dim)
+        of_adapter = self.num_adapter_layers * 2 * hidden**2 * self.adapter_kernel_size if self.add_adapter else 0
+        blocks = transformer_weights(self.num_hidden_layers, hidden, self.intermediate_size)
+        positions = hidden**2 * self.num_conv_pos_embeddings // self.num_conv_pos_embedding_groups
+        convolutions = conv_weights(1, self.conv_dim, self.conv_kernel)
+        rest = of_quantizer + of_adapter + positions + hidden * (self.vocab_size or 0)
+        at_most(MAX_WEIGHTS, weights=convolutions + blocks + rest)

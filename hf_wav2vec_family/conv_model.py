@@ -17,6 +17,8 @@ HEADS = {
     "AutoModelForAudioFrameClassification": "ForAudioFrameClassification",
 }
 
+SPEECH_RECOGNITION = "automatic-speech-recognition"
+
 
 def classes_of(architecture: str, prefix: str) -> dict[str, str]:
     """{Auto class: file.Class} of all classes of an architecture, e.g. of "vq_wav2vec", "VQWav2Vec"."""
@@ -65,7 +67,14 @@ class ConvModelMixin:
             init.constant_(module.layer_weights, 1.0 / len(module.layer_weights))
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As Transformers', with every class that an Auto class finds in the folder."""
+        """As Transformers', with every class that an Auto class or, for CTC, `pipeline` finds in the folder."""
+        # here, because no model needs it; it is also what makes Transformers copy the file
+        from .speech_recognition_pipeline import SpeechRecognitionPipeline
+
         # saving adds only the class of the model itself
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **self.travelling_classes}
+        transcribes = self.travelling_classes["AutoModelForCTC"].endswith(f".{type(self).__name__}")
+        file = SpeechRecognitionPipeline.__module__.rpartition(".")[2]
+        custom = {"impl": f"{file}.{SpeechRecognitionPipeline.__name__}", "pt": ["AutoModelForCTC"]}
+        self.config.custom_pipelines = {SPEECH_RECOGNITION: custom} if transcribes else {}
         super().save_pretrained(save_directory, *args, **kwargs)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from hf_wav2vec_family.audio.reading import AudioError, audio_info, read_audio, resample
+from hf_wav2vec_family.audio_reading import AudioError, audio_info, read_audio, resample
 
 SHARED = Path(__file__).parents[2] / "shared"
 FORMATS = {

@@ -8,31 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import transformers
+from publications import CONFIGURATIONS, SMALL_WAV2LETTER, save_ctc_run
 
 import hf_wav2vec_family as family
 from hf_wav2vec_family.decoding.pipeline import transcriber
 from hf_wav2vec_family.replabels import decode_path
 from hf_wav2vec_family.viterbi import best_paths
 
-CONVOLUTIONS = {"conv_dim": (8,) * 5, "context_dim": (8, 8), "context_kernel": (2, 3), "num_negatives": 5}
-ENCODER = {"conv_dim": (8,) * 6, "conv_kernel": (10, 8, 4, 4, 4, 1), "conv_stride": (5, 4, 2, 2, 2, 1)}
-CODES = {**CONVOLUTIONS, **ENCODER, "num_codevectors_per_group": 5}
-ROBERTA = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
-LETTERS = {"conv_dim": (8, 8), "conv_kernel": (5, 4), "vocab_size": 8, "pad_token_id": 6}
-CONFIGURATIONS = {
-    "cpc": ("CPC", {"conv_dim": (8,) * 5, "hidden_size": 8, "num_negatives": 5}),
-    "wav2vec": ("Wav2Vec", CONVOLUTIONS),
-    "vq-wav2vec": ("VQWav2Vec", CODES),
-    "vq-wav2vec-kmeans": ("VQWav2Vec", {**CODES, "quantizer_type": "kmeans"}),
-    "discrete-bert": ("DiscreteBert", {"vq_wav2vec_config": CODES, "roberta_config": ROBERTA}),
-    "wav2letter": ("Wav2Letter", {**LETTERS, "conv_activation": "glu", "weight_norm": True}),
-    "wav2letter-encoder": (
-        "Wav2Letter",
-        {**LETTERS, "front_end": "encoder", "encoder_config": {"model_type": "vq-wav2vec", **CODES}},
-    ),
-}
 AUTO_CLASSES = {
     "AutoModel": "Model",
     "AutoModelForPreTraining": "ForPreTraining",
@@ -69,6 +54,32 @@ assert type(transcribe.model).__module__.startswith("transformers_modules."), ty
 waveform = numpy.load({waveform!r})
 print(transcribe(waveform)["text"])
 print(float(transcribe(waveform, return_timestamps="char")["chunks"][-1]["timestamp"][1]))
+"""
+FILES_WITHOUT_THE_PACKAGE = """
+import sys
+NOT_BEFORE_THERE_IS_A_FILE = ("soundfile", "soxr", "flashlight")
+for name in ("hf_wav2vec_family", *NOT_BEFORE_THERE_IS_A_FILE):
+    sys.modules[name] = None
+import json, pathlib, transformers
+trust = {{"trust_remote_code": True}}
+for folder in pathlib.Path({folders!r}).iterdir():
+    expected = json.loads((folder / "expected.json").read_text())
+    transcribe = transformers.pipeline("automatic-speech-recognition", str(folder), **trust)
+    assert type(transcribe).__name__ == "SpeechRecognitionPipeline", type(transcribe)
+    for part in ("AutoFeatureExtractor", "AutoTokenizer", "AutoProcessor"):
+        loaded = getattr(transformers, part).from_pretrained(folder, **trust)
+        assert type(loaded).__name__ == expected[part], (folder, loaded)
+    for name in NOT_BEFORE_THERE_IS_A_FILE:
+        sys.modules.pop(name, None)
+    assert transcribe({clip!r})["text"] == expected["text"], folder
+    again = pathlib.Path({again!r}) / folder.name
+    transcribe.save_pretrained(again)
+    for file in [*folder.glob("*.py")]:
+        assert (again / file.name).read_bytes() == file.read_bytes(), file
+    second = transformers.pipeline("automatic-speech-recognition", str(again), **trust)
+    assert second({clip!r})["text"] == expected["text"], again
+    for name in NOT_BEFORE_THERE_IS_A_FILE:
+        sys.modules[name] = None
 """
 TOKENIZER_WITHOUT_THE_PACKAGE = """
 import sys
@@ -185,6 +196,23 @@ def test_a_discrete_bert_folder_transcribes_in_the_pipeline_without_the_package(
     assert float(last) == pytest.approx(0.5, abs=0.03)  # seconds, which need the hop of the convolutions
 
 
+def test_folders_bring_a_pipeline_for_files_of_any_rate_and_after_a_second_save_they_still_do(tmp_path):
+    clip = tmp_path / "clip.wav"
+    soundfile.write(clip, np.random.default_rng(0).uniform(-0.5, 0.5, (8000, 2)), 8000)  # stereo, a second
+    for name in ("cpc", "wav2vec", "vq-wav2vec", "discrete-bert", "wav2letter"):
+        folder = save_ctc_run(tmp_path / "runs" / name, name)
+        tokenizer = "Wav2LetterCTCTokenizer" if name == "wav2letter" else "Wav2Vec2CTCTokenizer"
+        parts = {"AutoFeatureExtractor": "Wav2Vec2FeatureExtractor", "AutoProcessor": "Wav2Vec2Processor"}
+        text = transcriber(folder)(clip)["text"]
+        assert len(text) > 1
+        expected = {**parts, "AutoTokenizer": tokenizer, "text": text}
+        (folder / "expected.json").write_text(json.dumps(expected))
+        (tmp_path / "folders").mkdir(exist_ok=True)
+        folder.rename(tmp_path / "folders" / name)
+    paths = {"folders": tmp_path / "folders", "clip": clip, "again": tmp_path / "again"}
+    run_apart(FILES_WITHOUT_THE_PACKAGE, tmp_path / "modules", **paths)
+
+
 @pytest.mark.parametrize("alphabet", ["letters", "phones"])
 def test_a_wav2letter_folder_transcribes_in_the_pipeline_without_the_package(tmp_path, alphabet):
     folder, vocabulary = tmp_path / "model", tmp_path / "vocab.json"
@@ -198,7 +226,7 @@ def test_a_wav2letter_folder_transcribes_in_the_pipeline_without_the_package(tmp
     extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True)
     processor = transformers.Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer)
     torch.manual_seed(0)
-    model = family.Wav2LetterForCTC(family.Wav2LetterConfig(**LETTERS)).eval()
+    model = family.Wav2LetterForCTC(family.Wav2LetterConfig(**SMALL_WAV2LETTER)).eval()
     with torch.no_grad():
         model.lm_head.weight.mul_(300)
         model.criterion.transitions.normal_()

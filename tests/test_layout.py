@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers.dynamic_module_utils import get_imports
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hf_wav2vec_family"
@@ -14,9 +15,14 @@ ARCHITECTURES = ("cpc", "wav2vec", "vq_wav2vec", "discrete_bert", "wav2vec2", "w
 COMPOSITES = ("discrete_bert", "wav2letter")
 KINDS = ("configuration", "modeling", "tokenization", "processing", "feature_extraction")
 TRAVELLING_DEPENDENCIES = {"torch", "transformers", "numpy", "huggingface_hub"}
+# in a `try` alone, where Transformers does not ask for them before they are used
+OPTIONAL_DEPENDENCIES = {"soundfile", "soxr"}
 FLAT_FILES = sorted(path for path in PACKAGE.glob("*.py") if path.name != "__init__.py")
+OUTSIDE = ("training", "tests", "benchmarks", "push_to_hub", "publishing", "model_cards")
 PYTHON_FILES = sorted(
-    path for folder in (PACKAGE, ROOT / "training", ROOT / "benchmarks") for path in folder.rglob("*.py")
+    path
+    for folder in ("hf_wav2vec_family", "training", "benchmarks", "publishing", "model_cards")
+    for path in (ROOT / folder).rglob("*.py")
 )
 
 
@@ -40,9 +46,10 @@ def imports(path: Path):
 
 @pytest.mark.parametrize("path", FLAT_FILES, ids=lambda path: path.name)
 def test_a_file_that_travels_imports_its_neighbours_by_one_dot_and_one_name(path):
+    optional = OPTIONAL_DEPENDENCIES - set(get_imports(path))
     for level, module, _ in imports(path):
         if level == 0:
-            assert module.split(".")[0] in TRAVELLING_DEPENDENCIES | set(sys.stdlib_module_names), module
+            assert module.split(".")[0] in TRAVELLING_DEPENDENCIES | optional | set(sys.stdlib_module_names), module
         else:
             assert level == 1
             assert module is not None, "`from . import x` loses the file"
@@ -87,7 +94,14 @@ def test_functions_fit_the_eye(path):
 def test_the_package_does_not_know_training_nor_tests():
     for path in PACKAGE.rglob("*.py"):
         for _, module, _ in imports(path):
-            assert (module or "").split(".")[0] not in ("training", "tests", "benchmarks", "push_to_hub"), path
+            assert (module or "").split(".")[0] not in OUTSIDE, path
+
+
+def test_publishing_knows_the_cards_and_neither_knows_training():
+    for folder, known in (("publishing", {"model_cards", "publishing"}), ("model_cards", {"model_cards"})):
+        for path in (ROOT / folder).glob("*.py"):
+            imported = {(module or "").split(".")[0] for level, module, _ in imports(path) if level == 0}
+            assert imported & {*OUTSIDE} <= known, path
 
 
 def test_importing_the_package_needs_nothing_but_what_travels():

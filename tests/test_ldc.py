@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from hf_wav2vec_family.audio.reading import read_audio
+from hf_wav2vec_family.audio_reading import read_audio
 from training.ldc import TIMIT_SPEAKERS, spoken_words
 from training.sources import Source, as_sources, open_source
 

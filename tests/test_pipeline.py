@@ -19,7 +19,7 @@ from transformers import (
     pipeline,
 )
 
-from hf_wav2vec_family.audio.reading import resample
+from hf_wav2vec_family.audio_reading import resample
 from hf_wav2vec_family.decoding.pipeline import SpeechRecognitionPipeline, transcriber
 
 SAMPLING_RATE = 16_000

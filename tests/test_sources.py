@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from hf_wav2vec_family.audio.reading import read_audio
+from hf_wav2vec_family.audio_reading import read_audio
 from training import sources
 from training.sources import Row, Source, as_sources, open_source
 
@@ -202,6 +202,16 @@ def test_a_hub_data_set_is_streamed_undecoded(tmp_path, monkeypatch):
     ]
 
 
+def test_a_hub_data_set_without_its_audio_reads_no_file_of_this_machine(tmp_path, monkeypatch):
+    import datasets
+
+    audio = write_audio(tmp_path) / "part" / "clip0.wav"
+    table = datasets.Dataset.from_list([{"audio": {"bytes": None, "path": str(audio)}}]).to_iterable_dataset()
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: table)
+    with pytest.raises(ValueError, match="a data set of the Hub must bring it"):
+        rows_of("owner/corpus")
+
+
 def test_an_unknown_hub_data_set_and_a_missing_path_are_refused_with_what_is_accepted(tmp_path, monkeypatch):
     import datasets
 
@@ -263,6 +273,25 @@ def test_a_broken_line_of_a_manifest_is_named(line, message, tmp_path):
     (tmp_path / "all.jsonl").write_text('{"path": "a.wav"}\n' + line + "\n")
     with pytest.raises(ValueError, match=rf"all\.jsonl, line 2: .*{message}"):
         rows_of(tmp_path / "all.jsonl")
+
+
+@pytest.mark.parametrize("name", ["/etc/a.wav", "../a.wav", "b/../../a.wav"])
+def test_a_manifest_that_points_out_of_its_folder_is_refused(name, tmp_path):
+    write_jsonl(tmp_path / "all.jsonl", [{"file_name": "b/../a.wav"}, {"file_name": name}])
+    rows = open_source(Source(str(tmp_path / "all.jsonl"))).rows()
+    assert next(rows).audio == str(tmp_path / "b" / ".." / "a.wav")
+    with pytest.raises(ValueError, match=r"all\.jsonl, line 2: .* points out of"):
+        next(rows)
+
+
+@pytest.mark.parametrize("name", ["/etc/a.wav", "../a.wav"])
+def test_a_table_that_points_out_of_its_folder_is_refused(name, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist([{"audio": {"path": name, "bytes": None}}]), tmp_path / "all.parquet")
+    with pytest.raises(ValueError, match=r"row 0: .* points out of"):
+        rows_of(tmp_path / "all.parquet")
 
 
 @pytest.mark.parametrize("name", ["/etc/a.wav", "../a.wav", "b/../../a.wav"])

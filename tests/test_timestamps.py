@@ -13,7 +13,8 @@ import hf_wav2vec_family as family
 from hf_wav2vec_family.decoding import __main__ as command
 from hf_wav2vec_family.decoding.alignment import Aligner, Alignment, Segment, best_path, labels_of, timed
 from hf_wav2vec_family.decoding.emissions import Emissions, emissions_of
-from hf_wav2vec_family.decoding.pipeline import frame_centers_of, transcriber
+from hf_wav2vec_family.decoding.pipeline import transcriber
+from hf_wav2vec_family.speech_recognition_pipeline import frame_centers_of
 from hf_wav2vec_family.decoding.textgrid import textgrid
 
 RATE = 16_000

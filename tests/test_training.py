@@ -511,6 +511,12 @@ def test_the_saved_folder_gives_the_same_text_and_scores_in_stock_transformers(f
     assert heard == utterances_of(folder / "evaluation")
     assert any(utterance["hypothesis"] for utterance in heard)
     assert scores["wer"] == values(finetuned, "evaluation/wer")[-1]
+    written = json.loads((folder / "again" / "scores.json").read_text())
+    assert {name: written["source"][name] for name in ("path", "split", "kind")} == {
+        "path": str(corpus),
+        "split": "dev",
+        "kind": "manifest",
+    }
     assert scores["num_utterances"] == 4
     assert scores["audio_seconds"] == pytest.approx(sum(utterance["seconds"] for utterance in heard), abs=0.1)
 

@@ -18,7 +18,7 @@ import soxr
 import torch
 from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 
-from hf_wav2vec_family.audio.reading import read_audio
+from hf_wav2vec_family.audio_reading import read_audio
 
 from .sources import SUFFIXES
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from hf_wav2vec_family.audio.reading import read_audio
+from hf_wav2vec_family.audio_reading import read_audio
 from hf_wav2vec_family.decoding.alignment import Aligner, writes_phones
 
 from .collators import normalized_text

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from hf_wav2vec_family.audio.reading import AudioError, read_audio
+from hf_wav2vec_family.audio_reading import AudioError, read_audio
 
 from .augmentation import Augmentation
 from .collators import (

@@ -16,15 +16,16 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_wav2vec_family.decoding.alignment import writes_phones
-from hf_wav2vec_family.decoding.pipeline import blank_padding, min_num_samples, own_class
+from hf_wav2vec_family.decoding.pipeline import own_class
 from hf_wav2vec_family.metrics.bootstrap import confidence_interval
 from hf_wav2vec_family.metrics.cer import CharacterErrorRate
 from hf_wav2vec_family.metrics.per import PhoneErrorRate
 from hf_wav2vec_family.metrics.wer import WordErrorRate
 from hf_wav2vec_family.phones import TIMIT_39, TIMIT_48, TIMIT_61, timit_map
+from hf_wav2vec_family.speech_recognition_pipeline import blank_padding, min_num_samples
 
 from .data import evaluation_batches
-from .sources import Source
+from .sources import Source, open_source
 
 
 @dataclass
@@ -145,7 +146,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     )
     print(json.dumps(scores, indent=2))
     if options.output:
-        write_report(options.output, scores, utterances)
+        # push_to_hub makes results of them, which are nothing without the data they are on
+        data = {**asdict(source), "kind": open_source(source).kind}
+        write_report(options.output, {**scores, "source": data}, utterances)
     return scores
 
 

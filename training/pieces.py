@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from hf_wav2vec_family.audio.reading import read_audio
+from hf_wav2vec_family.audio_reading import read_audio
 
 from .planning import rows_in_budget
 from .sources import Row, Source, open_source

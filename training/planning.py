@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain, count, islice
 from random import Random
 
-from hf_wav2vec_family.audio.reading import AudioError, audio_info
+from hf_wav2vec_family.audio_reading import AudioError, audio_info
 
 from .sources import Row, RowSource
 

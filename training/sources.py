@@ -6,7 +6,7 @@ A source is three words, `path`, `name` and `split`. What stands at `path` decid
 |---|---|---|
 | folder with `<split>/metadata.jsonl` (or `.csv`), or with `metadata.*` itself | manifest | of the metadata |
 | folder of parquet, tar or audio files, or its `<split>/` | as below; audio alone has no text | of the sorted paths |
-| `.jsonl`, `.csv`, `.tsv` | manifest: audio paths relative to it, or absolute | of its lines |
+| `.jsonl`, `.csv`, `.tsv` | manifest: audio paths relative to it, or absolute, beneath its folder | of its lines |
 | `.parquet` | table with a column `audio` of struct<bytes, path>, or with `codes` and no audio | of the table |
 | `.tar`, `.tar.gz`, `.tgz` | shard: neighbours that share a stem (audio, `.txt`, `.json`) are one row | of the tar |
 | pattern with `*`, `?` or `[` | all matches, one after another | of the sorted paths |
@@ -259,7 +259,16 @@ def _manifest_rows(manifest: Path) -> Iterator[Row]:
         if column is None or None in record:
             raise ValueError(f"{where}: expected a column {' or '.join(FILE_COLUMNS)}, got {list(record)}.")
         file_name = record.pop(column)
-        yield _row(record, str(manifest.parent / file_name), _stem(PurePosixPath(file_name)), where)
+        yield _row(record, _beneath(manifest.parent, file_name, where), _stem(PurePosixPath(file_name)), where)
+
+
+def _beneath(root: Path, name: str, where: str) -> str:
+    """The path of `name` in `root`. Who wrote a manifest does not choose which files of this machine are read."""
+    path = root / name
+    # as it is written: what links lead to is up to those who set them
+    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
+        raise ValueError(f"{where}: {name!r} points out of {root}; a manifest stands above all of its audio.")
+    return str(path)
 
 
 def _manifest_records(manifest: Path) -> Iterator[tuple[int, dict]]:
@@ -292,7 +301,7 @@ def _parquet_rows(files: Iterable[Path]) -> Iterator[Row]:
 
     files = [str(file) for file in files]
     dataset = load_dataset("parquet", data_files={"train": files}, split="train", streaming=True)
-    return _dataset_rows(dataset, files[0])
+    return _dataset_rows(dataset, files[0], root=Path(files[0]).parent)
 
 
 def _open_hub(source: Source):
@@ -307,7 +316,8 @@ def _open_hub(source: Source):
         ) from error
 
 
-def _dataset_rows(dataset, where: str) -> Iterator[Row]:
+def _dataset_rows(dataset, where: str, root: Path | None = None) -> Iterator[Row]:
+    """Rows of a table; audio that is only a path lies beneath `root`, and there is none without it, as on the Hub."""
     from datasets import Audio
 
     for column, feature in (dataset.features or {}).items():
@@ -320,9 +330,16 @@ def _dataset_rows(dataset, where: str) -> Iterator[Row]:
             audio = record.pop("audio", None)
             if not isinstance(audio, Mapping):
                 audio = {"path": audio}
-            path = audio.get("path")
+            path, content = audio.get("path"), audio.get("bytes") or b""
             default_id = _stem(PurePosixPath(path)) if path else str(number)
-            yield _row(record, audio.get("bytes") or path or b"", default_id, f"{where}, row {number}")
+            in_row = f"{where}, row {number}"
+            if path and not content and "codes" not in record:
+                if root is None:
+                    raise ValueError(
+                        f"{in_row}: the audio is the path {path!r}, and a data set of the Hub must bring it."
+                    )
+                content = _beneath(root, path, in_row)
+            yield _row(record, content, default_id, in_row)
     except ImportError as error:
         # Only the parquet builder of `datasets` hands out undecoded audio without torchcodec.
         raise ValueError(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCTC, AutoProcessor, PreTrainedModel, PreTrainedTokenizer, ProcessorMixin
 
-from ..audio.reading import read_audio
+from ..audio_reading import read_audio
 from ..viterbi import align_ctc, align_targets, best_paths
 from .emissions import Emissions, emissions_of
 from .pipeline import own_class

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, SequenceFeatureExtractor
 
-from .pipeline import frame_centers_of, min_num_samples
+from ..speech_recognition_pipeline import frame_centers_of, min_num_samples
 
 
 @dataclass(frozen=True)

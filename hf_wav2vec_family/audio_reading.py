@@ -1,6 +1,9 @@
 """Audio files to waveforms: decoding by libsndfile (soundfile), resampling by libsoxr (soxr).
 
 Shapes: S samples of a waveform. A waveform is float32, mono, with a full scale of 1.
+
+The file travels with the speech recognition pipeline. Neither library is needed before it is used; Transformers asks a
+folder's code for all that it imports, except where an import may fail.
 """
 
 import io
@@ -70,11 +73,13 @@ def audio_info(source: str | Path | bytes | Mapping) -> AudioInfo:
 
 def resample(waveform: np.ndarray, *, orig_sampling_rate: int, sampling_rate: int) -> np.ndarray:
     """`waveform` [S] as float32 at `sampling_rate` Hz (soxr's "HQ" band-limited interpolation)."""
-    import soxr
-
     waveform = waveform.astype(np.float32, copy=False)
     if orig_sampling_rate == sampling_rate:
         return waveform
+    try:
+        import soxr
+    except ImportError as error:
+        raise ImportError("resampling needs soxr: pip install soxr") from error
     resampled = soxr.resample(waveform, orig_sampling_rate, sampling_rate, quality="HQ")
     if not len(resampled):
         raise AudioError(
@@ -114,8 +119,10 @@ def _remark_on_missing_data(log: str) -> str | None:
 
 @contextmanager
 def _open(source):
-    import soundfile
-
+    try:
+        import soundfile
+    except ImportError as error:
+        raise ImportError("reading audio files needs soundfile: pip install soundfile") from error
     name = _name(source)
     if isinstance(source, Mapping):
         source = source.get("bytes") or source.get("path")

@@ -1,1 +1,0 @@
-"""Everything between an audio file and the numbers a model takes."""

@@ -1,0 +1,194 @@
+"""Transformers' speech recognition pipeline without its ffmpeg, torchaudio and torchcodec: soundfile and soxr instead.
+
+Folders of CTC models carry it along, so that `pipeline("automatic-speech-recognition")` finds it there.
+
+Shapes: S samples of a waveform.
+"""
+
+import bisect
+import math
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutomaticSpeechRecognitionPipeline, PreTrainedModel
+
+from .audio_reading import read_audio, resample
+from .conv import frame_centers
+
+# More than a handful of channels is an array whose axes mean something else.
+MAX_NUM_CHANNELS = 8
+
+
+class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
+    """
+    `pipeline("automatic-speech-recognition")` for every kind of audio, with nothing to install beside libsndfile:
+
+        pipeline("automatic-speech-recognition", model=..., pipeline_class=SpeechRecognitionPipeline)
+
+    Each input is one of
+    - the name (`str`, `Path`) or the `bytes` of an audio file at any sampling rate, with any number of channels; a
+      URL is left to the parent class, which wants ffmpeg for it;
+    - a waveform at the model's sampling rate, as array or tensor: [S], or two-dimensional with up to 8 channels,
+      which are the shorter axis; floats with a full scale of 1, or signed integers with that of their type;
+    - a `dict` with such a waveform of any sampling rate under `raw` or `array`, its `sampling_rate` in Hz and, if
+      wanted, `stride` (left, right) in its samples; or with `bytes` or `path`, as `datasets` gives undecoded audio.
+      Other keys come back with the result;
+    - an `AudioDecoder` of `datasets`;
+
+    or a list or generator of these. Channels are averaged. `chunk_length_s`, `stride_length_s`, `batch_size`,
+    `return_timestamps` ("char", "word") and the result are the parent's.
+
+    Raises:
+        ValueError: no audio in the input, a shape or type not listed here, values that are NaN or infinite, or fewer
+            samples than one frame of the model needs (in the last chunk too).
+    """
+
+    def preprocess(self, inputs: Any, chunk_length_s: float = 0, stride_length_s=None) -> Iterator[dict[str, Any]]:
+        is_url = isinstance(inputs, str) and inputs.startswith(("http://", "https://"))
+        if not is_url:
+            inputs = self._read(inputs)
+        for item in super().preprocess(inputs, chunk_length_s=chunk_length_s, stride_length_s=stride_length_s):
+            if "stride" in item and item["stride"][0] < self.min_num_samples:
+                raise ValueError(
+                    f"chunk_length_s={chunk_length_s} and stride_length_s={stride_length_s} leave {item['stride'][0]}"
+                    f" samples for a chunk, the model needs at least {self.min_num_samples}: choose longer ones."
+                )
+            yield item
+
+    def _forward(self, model_inputs: dict[str, Any], **kwargs) -> dict[str, Any]:
+        attention_mask = model_inputs.get("attention_mask")
+        outputs = super()._forward(model_inputs, **kwargs)
+        if self.type == "ctc" and attention_mask is not None:
+            outputs["tokens"] = blank_padding(
+                outputs["tokens"], attention_mask, self.model, self.tokenizer.pad_token_id
+            )
+        return outputs
+
+    def postprocess(self, model_outputs, **kwargs) -> dict[str, Any]:
+        """The parent's result, whose timestamps are multiples of the hop, with each frame where its convolutions look:
+        it lasts from half a hop before the middle of what they see to half a hop behind."""
+        result = super().postprocess(model_outputs, **kwargs)
+        if self.type in ("ctc", "ctc_with_lm"):
+            for chunk in result.get("chunks", []):
+                chunk["timestamp"] = tuple(max(0.0, time + self.delay_seconds) for time in chunk["timestamp"])
+        return result
+
+    @cached_property
+    def delay_seconds(self) -> float:
+        """How much later a frame is than its number times the hop; 0 where the model doesn't tell where frames are."""
+        centers = frame_centers_of(self.model, 2)
+        if centers is None:
+            return 0.0
+        first, second = centers.tolist()
+        return (first - (second - first) / 2) / self.feature_extractor.sampling_rate
+
+    @cached_property
+    def min_num_samples(self) -> int:
+        return min_num_samples(self.model)
+
+    def _read(self, inputs: Any) -> dict[str, Any]:
+        """Any input but a URL as the dict that the parent needs no other library for: `raw` [S], `sampling_rate`."""
+        sampling_rate = self.feature_extractor.sampling_rate
+        if isinstance(inputs, str | Path | bytes):
+            inputs = {"bytes": inputs} if isinstance(inputs, bytes) else {"path": str(inputs)}
+        elif isinstance(inputs, np.ndarray | torch.Tensor):
+            inputs = {"raw": inputs, "sampling_rate": sampling_rate}
+        elif hasattr(inputs, "get_all_samples"):  # torchcodec's AudioDecoder, which `datasets` extends
+            samples = inputs.get_all_samples()
+            inputs = {"raw": samples.data, "sampling_rate": samples.sample_rate}
+        elif not isinstance(inputs, Mapping):
+            raise ValueError(
+                f"inputs is a {type(inputs).__name__}; accepted are a path, the bytes of a file, an array or tensor,"
+                " a dict of one of these, and an AudioDecoder."
+            )
+
+        name = inputs.get("path") or "inputs"
+        waveform = inputs.get("array") if inputs.get("raw") is None else inputs["raw"]
+        stride = inputs.get("stride")
+        if waveform is not None:
+            orig_sampling_rate = inputs.get("sampling_rate")
+            if not isinstance(orig_sampling_rate, int | float | np.number) or orig_sampling_rate <= 0:
+                raise ValueError(f"{name} has sampling_rate={orig_sampling_rate!r}; accepted is a positive one in Hz.")
+            waveform = _as_mono(waveform, name)
+            self._check(waveform, orig_sampling_rate, name)
+            waveform = resample(waveform, orig_sampling_rate=orig_sampling_rate, sampling_rate=sampling_rate)
+            stride = stride and tuple(round(side * sampling_rate / orig_sampling_rate) for side in stride)
+        elif inputs.get("bytes") is None and inputs.get("path") is None:
+            raise ValueError(f"inputs is a dict of {list(inputs)}; it needs one of raw, array, bytes and path.")
+        elif stride is not None:
+            raise ValueError(f"{name} has stride={stride}; accepted is one beside raw or array only.")
+        else:
+            waveform = read_audio({"bytes": inputs.get("bytes"), "path": inputs.get("path")}, sampling_rate)
+        self._check(waveform, sampling_rate, name)
+
+        consumed = ("raw", "array", "bytes", "path", "sampling_rate", "stride")
+        others = {key: value for key, value in inputs.items() if key not in consumed}
+        return {**others, "raw": waveform, "sampling_rate": sampling_rate, "stride": stride}
+
+    def _check(self, waveform: np.ndarray, sampling_rate: float, name: str) -> None:
+        """Refuse a `waveform` [S] at `sampling_rate` Hz that the model has no answer to."""
+        min_num_samples = math.ceil(self.min_num_samples * sampling_rate / self.feature_extractor.sampling_rate)
+        if len(waveform) < min_num_samples:
+            raise ValueError(
+                f"{name} has {len(waveform)} samples at {sampling_rate} Hz,"
+                f" the model needs at least {min_num_samples} of them."
+            )
+        num_bad = int(np.count_nonzero(~np.isfinite(waveform)))
+        if num_bad:
+            raise ValueError(f"{name} has {num_bad} NaN or infinite samples among its {len(waveform)}.")
+
+
+def min_num_samples(model: PreTrainedModel) -> int:
+    """The fewest samples that give the model a frame; 1 where the model doesn't tell."""
+    num_frames = getattr(model, "_get_feat_extract_output_lengths", None)
+    if num_frames is None or model.main_input_name != "input_values":
+        return 1
+    candidates = range(1, 1_000_000)
+    # More samples never give fewer frames, so bisection finds the first number of them that gives one.
+    return candidates[bisect.bisect_left(candidates, 1, key=lambda n: int(num_frames(torch.tensor([n]))))]
+
+
+def frame_centers_of(model: PreTrainedModel, total: int) -> torch.Tensor | None:
+    """[total] float64, the sample in the middle of what each frame sees, of models of this package and of others on
+    strided convolutions; None where the model doesn't tell."""
+    if hasattr(model, "frame_centers"):
+        return model.frame_centers(total)
+    config = model.config
+    if not hasattr(config, "conv_kernel") or getattr(config, "add_adapter", False):
+        return None
+    return frame_centers(total, config.conv_kernel, config.conv_stride)
+
+
+def blank_padding(
+    tokens: torch.Tensor, attention_mask: torch.Tensor, model: PreTrainedModel, blank: int
+) -> torch.Tensor:
+    """Best symbols [B, T] with the blank at every frame of padding, which the model never learned to be silent at."""
+    if not hasattr(model, "_get_feat_extract_output_lengths"):
+        return tokens
+    lengths = model._get_feat_extract_output_lengths((attention_mask != 0).sum(dim=-1))
+    padding = torch.arange(tokens.shape[1], device=tokens.device) >= lengths.to(tokens.device)[:, None]
+    return tokens.masked_fill(padding, blank)
+
+
+def _as_mono(waveform: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
+    """float32 [S] with a full scale of 1, of [S], [channels, S] or [S, channels] in floats or signed integers."""
+    if isinstance(waveform, torch.Tensor):
+        waveform = waveform.detach().cpu()
+        waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy()
+    waveform = np.asarray(waveform)
+    if np.issubdtype(waveform.dtype, np.signedinteger):
+        waveform = waveform / -float(np.iinfo(waveform.dtype).min)
+    elif not np.issubdtype(waveform.dtype, np.floating):
+        raise ValueError(f"{name} is of {waveform.dtype}; accepted are floats and signed integers.")
+    num_channels = min(waveform.shape) if waveform.ndim == 2 and waveform.shape[0] != waveform.shape[1] else None
+    if waveform.ndim != 1 and (num_channels is None or not 1 <= num_channels <= MAX_NUM_CHANNELS):
+        raise ValueError(
+            f"{name} is of shape {list(waveform.shape)}; accepted are [samples] and, in either order, channels and"
+            f" samples with 1 to {MAX_NUM_CHANNELS} channels and more samples than channels."
+        )
+    waveform = waveform.astype(np.float32)
+    return waveform if num_channels is None else waveform.mean(axis=waveform.shape.index(num_channels))
