@@ -157,10 +157,10 @@ def frame_centers_of(model: PreTrainedModel, total: int) -> torch.Tensor | None:
     strided convolutions; None where the model doesn't tell."""
     if hasattr(model, "frame_centers"):
         return model.frame_centers(total)
-    config = model.config
-    if not hasattr(config, "conv_kernel") or getattr(config, "add_adapter", False):
+    kernel, stride = (getattr(model.config, name, None) for name in ("conv_kernel", "conv_stride"))
+    if kernel is None or getattr(model.config, "add_adapter", False):
         return None
-    return frame_centers(total, config.conv_kernel, config.conv_stride)
+    return frame_centers(total, kernel, stride)
 
 
 def blank_padding(

@@ -1,7 +1,9 @@
 """The speech recognition pipeline: every kind of audio gives the same text, and what is no audio is refused."""
 
+import importlib.util
 import io
 import json
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -20,8 +22,16 @@ from transformers import (
 )
 
 from hf_wav2vec_family.audio_reading import resample
-from hf_wav2vec_family.decoding.pipeline import SpeechRecognitionPipeline, transcriber
+from hf_wav2vec_family.decoding.__main__ import main
+from hf_wav2vec_family.decoding.beam_search import BeamSearchDecoder, BeamSettings
+from hf_wav2vec_family.decoding.decoder_folder import load_decoder, save_decoder
+from hf_wav2vec_family.decoding.pipeline import BeamSearchPipeline, transcriber
+from hf_wav2vec_family.speech_recognition_pipeline import SpeechRecognitionPipeline
+from training import evaluate
 
+needs_flashlight = pytest.mark.skipif(
+    importlib.util.find_spec("flashlight") is None, reason="flashlight-text is not installed"
+)
 SAMPLING_RATE = 16_000
 RECEPTIVE_FIELD = 30  # samples: 20 of the first convolution, 10 further of the second
 HOP = 20
@@ -276,3 +286,111 @@ def test_no_other_audio_library_is_loaded(folder, waveform, tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "'text'" in result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def folder_with_decoder(folder, tmp_path_factory):
+    """The same recogniser with a beam search beside it, whose lexicon writes words in other letters."""
+    copy = tmp_path_factory.mktemp("with_decoder") / "recogniser"
+    shutil.copytree(folder, copy)
+    tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(copy)
+    lexicon = {letter.lower() * 2: [[letter, "|"]] for letter in "ABCDEFGHIJKLMN"}
+    settings = BeamSettings(beam_size=10, word_score=-1.0)
+    save_decoder(BeamSearchDecoder(tokenizer, settings, lexicon=lexicon), copy / "decoder")
+    return copy
+
+
+@needs_flashlight
+def test_a_folder_with_a_decoder_is_transcribed_with_it(folder, folder_with_decoder, waveform):
+    recognise = transcriber(folder_with_decoder)
+    values = recognise.feature_extractor(waveform, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_values
+    with torch.no_grad():
+        logits = recognise.model(values).logits[0]
+    decoder = load_decoder(folder_with_decoder / "decoder", recognise.tokenizer)
+    expected = decoder.decode(logits)[0].text
+    assert len(expected.split()) > 1
+    assert recognise(waveform)["text"] == expected
+    result = recognise(waveform, return_timestamps="word")
+    assert [chunk["text"] for chunk in result["chunks"]] == expected.split()
+    times = [time for chunk in result["chunks"] for time in chunk["timestamp"]]
+    assert times == sorted(times)
+    assert times[-1] <= len(waveform) / SAMPLING_RATE
+    through_the_door = pipeline(
+        "automatic-speech-recognition",
+        model=str(folder_with_decoder),
+        pipeline_class=BeamSearchPipeline,
+    )
+    assert through_the_door(waveform)["text"] == expected
+    assert transcriber(folder, decoder=decoder)(waveform)["text"] == expected
+    assert transcriber(folder, decoder=folder_with_decoder / "decoder")(waveform)["text"] == expected
+
+
+@needs_flashlight
+def test_a_decoder_can_be_left_out(recognise, folder_with_decoder, waveform):
+    assert transcriber(folder_with_decoder, decoder=False)(waveform) == recognise(waveform)
+
+
+@needs_flashlight
+@pytest.mark.parametrize("unit", ["char", "word"])
+def test_a_beam_search_that_is_greedy_changes_nothing_of_clips_chunks_and_batches(recognise, waveform, unit):
+    greedy = transcriber(
+        recognise.model,
+        processor=Wav2Vec2Processor(recognise.feature_extractor, recognise.tokenizer),
+        decoder=BeamSearchDecoder(recognise.tokenizer, BeamSettings(beam_size=1)),
+    )
+    clips = [waveform[: len(waveform) // 3], np.tile(waveform, 3)]
+    for options in ({}, {"batch_size": 2}, {"chunk_length_s": 0.5, "stride_length_s": 0.1, "batch_size": 3}):
+        expected = recognise(clips, return_timestamps=unit, **options)
+        assert greedy(clips, return_timestamps=unit, **options) == expected
+
+
+@needs_flashlight
+def test_a_decoder_for_a_model_that_writes_its_own_text_is_refused(recognise, monkeypatch):
+    monkeypatch.setattr(recognise.model.config, "model_type", "whisper")
+    with pytest.raises(ValueError, match="writes its own text"):
+        BeamSearchPipeline(
+            recognise.model,
+            tokenizer=recognise.tokenizer,
+            feature_extractor=recognise.feature_extractor,
+            decoder="folder",
+        )
+
+
+def test_without_flashlight_a_folder_with_a_decoder_is_greedy_and_asking_for_it_says_what_to_install(
+    recognise, folder, waveform, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setitem(sys.modules, "flashlight.lib.text", None)
+    copy = tmp_path / "recogniser"
+    shutil.copytree(folder, copy)
+    (copy / "decoder").mkdir()
+    (copy / "decoder" / "decoder.json").write_text(json.dumps({"settings": {}, "hot_words": []}))
+    assert transcriber(copy)(waveform) == recognise(waveform)
+    assert "pip install 'hf-wav2vec-family[decode]'" in caplog.text
+    with pytest.raises(ImportError, match=r"pip install 'hf-wav2vec-family\[decode\]'"):
+        transcriber(copy, decoder=copy / "decoder")
+
+
+@needs_flashlight
+def test_tune_stores_a_decoder_that_the_evaluation_and_the_pipeline_use(folder, recognise, waveform, tmp_path, capsys):
+    copy, corpus = tmp_path / "recogniser", tmp_path / "corpus"
+    shutil.copytree(folder, copy)
+    (corpus / "dev").mkdir(parents=True)
+    rows = []
+    for number in range(3):
+        samples = np.roll(waveform, 1000 * number)
+        (corpus / "dev" / f"{number}.flac").write_bytes(as_flac(samples))
+        text = recognise(samples)["text"].replace(" ", "")
+        rows.append({"file_name": f"{number}.flac", "text": " ".join(text), "duration": len(samples) / SAMPLING_RATE})
+    (corpus / "dev" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lm = str(tmp_path / "lm.arpa")
+    text = ["ngram", str(corpus / "dev" / "metadata.jsonl"), "--output", lm, "--order", "2", "--discount-fallback"]
+    assert main(text) == 0
+    capsys.readouterr()
+    assert main(["tune", str(copy), str(corpus), "--language-model", lm, "--num-trials", "6"]) == 0
+    tuned = json.loads(capsys.readouterr().out)
+    assert tuned["wer"] < tuned["wer_without_language_model"]
+    scores = evaluate.main([str(copy), str(corpus), "--split", "dev", "--decoder", str(copy / "decoder")])
+    assert scores["wer"] == pytest.approx(tuned["wer"])
+    assert evaluate.main([str(copy), str(corpus), "--split", "dev"])["wer"] != scores["wer"]
+    assert main(["tune", str(copy), str(tmp_path / "gone")]) == 2
+    assert "metadata.jsonl" in capsys.readouterr().err

@@ -14,8 +14,8 @@ from hf_wav2vec_family.decoding import __main__ as command
 from hf_wav2vec_family.decoding.alignment import Aligner, Alignment, Segment, best_path, labels_of, timed
 from hf_wav2vec_family.decoding.emissions import Emissions, emissions_of
 from hf_wav2vec_family.decoding.pipeline import transcriber
-from hf_wav2vec_family.speech_recognition_pipeline import frame_centers_of
 from hf_wav2vec_family.decoding.textgrid import textgrid
+from hf_wav2vec_family.speech_recognition_pipeline import frame_centers_of
 
 RATE = 16_000
 LETTERS = ["<pad>", "<unk>", "|", *"ABC"]

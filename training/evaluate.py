@@ -1,4 +1,4 @@
-"""Greedy transcription of a data set and its word and character, or phone, error rates.
+"""Transcription of a data set, greedy or with a decoder, and its word and character, or phone, error rates.
 
 python -m training.evaluate runs/mine/model /my/corpus --split test --output runs/mine/test
 """
@@ -16,6 +16,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_wav2vec_family.decoding.alignment import writes_phones
+from hf_wav2vec_family.decoding.beam_search import BeamSearchDecoder
+from hf_wav2vec_family.decoding.decoder_folder import load_decoder
+from hf_wav2vec_family.decoding.emissions import frame_scores, transitions_of
 from hf_wav2vec_family.decoding.pipeline import own_class
 from hf_wav2vec_family.metrics.bootstrap import confidence_interval
 from hf_wav2vec_family.metrics.cer import CharacterErrorRate
@@ -43,17 +46,29 @@ def load_model(folder: str | Path) -> nn.Module:
     return (own_class(folder) or transformers.AutoModelForCTC).from_pretrained(folder)
 
 
-def transcribe(model: nn.Module, processor, batches: Iterable[dict], device: torch.device) -> list[Utterance]:
-    """Greedy CTC transcripts: the best symbol of each frame, repeats and blanks removed."""
+def transcribe(
+    model: nn.Module,
+    processor,
+    batches: Iterable[dict],
+    device: torch.device,
+    decoder: BeamSearchDecoder | None = None,
+) -> list[Utterance]:
+    """Transcripts: those of `decoder`, or greedy ones, the best symbol of each frame, repeats and blanks removed."""
     utterances = []
     model.eval()
     for batch in tqdm(batches, desc="transcribing", unit="batch", leave=False):
         mask = batch["attention_mask"].to(device)
         with torch.no_grad():
-            logits = model(batch["input_values"].to(device), attention_mask=mask).logits
-        best = blank_padding(logits.argmax(dim=-1), mask, model, processor.tokenizer.pad_token_id)
+            outputs = model(batch["input_values"].to(device), attention_mask=mask)
+        if decoder is None:
+            best = blank_padding(outputs.logits.argmax(dim=-1), mask, model, processor.tokenizer.pad_token_id)
+            texts = processor.batch_decode(best)
+        else:
+            lengths = model._get_feat_extract_output_lengths(mask.sum(dim=-1)).tolist()
+            rows = zip(frame_scores(outputs), lengths, strict=True)
+            texts = [decoder.decode(emissions[:length])[0].text for emissions, length in rows]
         seconds = (batch["attention_mask"].sum(dim=-1) / processor.feature_extractor.sampling_rate).tolist()
-        rows = zip(batch["ids"], batch["texts"], processor.batch_decode(best), seconds, strict=True)
+        rows = zip(batch["ids"], batch["texts"], texts, seconds, strict=True)
         utterances += [Utterance(*row) for row in rows]
     return utterances
 
@@ -93,7 +108,13 @@ def phone_map_of(tokenizer) -> dict[str, str | None] | None:
 
 
 def evaluate_on(
-    sources: list[Source], model: nn.Module, processor, *, batch_seconds: float, text_case: str | None
+    sources: list[Source],
+    model: nn.Module,
+    processor,
+    *,
+    batch_seconds: float,
+    text_case: str | None,
+    decoder: BeamSearchDecoder | None = None,
 ) -> tuple[list[Utterance], dict]:
     """Transcribes all of `sources` and scores it; clips too short for a frame are left out and counted."""
     batches = evaluation_batches(
@@ -104,7 +125,7 @@ def evaluate_on(
         min_seconds=min_num_samples(model) / processor.feature_extractor.sampling_rate,
     )
     began = time.perf_counter()
-    utterances = transcribe(model, processor, batches, next(model.parameters()).device)
+    utterances = transcribe(model, processor, batches, next(model.parameters()).device, decoder)
     elapsed = time.perf_counter() - began
     seconds = sum(u.seconds for u in utterances)
     return utterances, {
@@ -133,6 +154,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--split", default="test")
     parser.add_argument("--text-column", help="column of the references, such as phones, if it has another name")
     parser.add_argument("--output", type=Path, help="folder for scores.json and utterances.jsonl")
+    parser.add_argument("--decoder", metavar="FOLDER", help="of a beam search with its weights; greedy unless told")
     parser.add_argument("--text-case", choices=["upper", "lower"])
     parser.add_argument("--batch-seconds", type=float, default=60.0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -141,8 +163,16 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     model = load_model(options.model).to(options.device)
     processor = transformers.AutoProcessor.from_pretrained(options.model)
     source = Source(options.data, options.name, options.split, options.text_column)
+    decoder = None
+    if options.decoder:
+        decoder = load_decoder(options.decoder, processor.tokenizer, transitions_of(model))
     utterances, scores = evaluate_on(
-        [source], model, processor, batch_seconds=options.batch_seconds, text_case=options.text_case
+        [source],
+        model,
+        processor,
+        batch_seconds=options.batch_seconds,
+        text_case=options.text_case,
+        decoder=decoder,
     )
     print(json.dumps(scores, indent=2))
     if options.output:

@@ -1,32 +1,36 @@
-"""`python -m hf_wav2vec_family.decoding COMMAND ...`; a command is a module with `add_arguments` and `run`."""
+"""`python -m hf_wav2vec_family.decoding COMMAND`: language models, decoders, and when what is spoken.
+
+A command is a module with `add_command`; what its `run` returns is printed as JSON.
+"""
 
 import argparse
+import json
 import sys
+from dataclasses import asdict, is_dataclass
 
-from hf_wav2vec_family.decoding import align
+from hf_wav2vec_family.decoding import align, arpa, ngram, tuning
 
-COMMANDS = {"align": align}
+COMMANDS = (align, ngram, arpa, tuning)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, or 2 with one line on stderr for what it cannot do."""
-    parser = argparse.ArgumentParser(prog="python -m hf_wav2vec_family.decoding")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, module in COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=module.__doc__.splitlines()[0],
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
+    """Runs a command; returns the exit code: 0, or 2 with one line on stderr for input that it can't work with."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hf_wav2vec_family.decoding",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_command(subcommands)
     options = parser.parse_args(arguments)
     try:
-        options.run(options)
-    except (ValueError, OSError) as error:
+        result = options.run(options)
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    if result is not None:
+        print(json.dumps(asdict(result) if is_dataclass(result) else result, indent=2))
     return 0
 
 

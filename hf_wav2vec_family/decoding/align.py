@@ -16,8 +16,14 @@ from .alignment import Aligner
 from .textgrid import textgrid
 
 
-def add_arguments(parser: argparse.ArgumentParser):
-    """The arguments of this command."""
+def add_command(subcommands: "argparse._SubParsersAction"):
+    """The subcommand `align`."""
+    parser = subcommands.add_parser(
+        "align",
+        help="when each word, letter or phone is spoken: JSON and TextGrid",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("model", help="folder or Hub id of a model trained with CTC or ASG, with its processor")
     parser.add_argument(
         "audio", nargs="*", type=Path, help="recordings; without a text, what the model hears is timed"
@@ -34,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--chunk-seconds", type=float, default=30.0, help="how much the model hears at once")
     parser.add_argument("--context-seconds", type=float, default=5.0, help="how much of it only helps on either side")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, SequenceFeatureExtractor
+from transformers.utils import ModelOutput
 
 from ..speech_recognition_pipeline import frame_centers_of, min_num_samples
 
@@ -84,7 +85,8 @@ def emissions_of(
         until = None if end + context >= total else (end + context - 1) * hop + needed
         chunk = (samples[heard * hop : until] - mean) * scale
         output = model(chunk.to(model.device, model.dtype).unsqueeze(0))
-        scores = output.logits.log_softmax(dim=-1) if transitions_of(model) is None else output.emissions
+        scores = frame_scores(output)
+        scores = scores.log_softmax(dim=-1) if transitions_of(model) is None else scores
         parts.append(scores[0, begin - heard : end - heard].float().cpu())
     return Emissions(
         scores=torch.cat(parts),
@@ -101,6 +103,12 @@ def _normalization(samples: Tensor, feature_extractor: SequenceFeatureExtractor)
         return torch.zeros(()), torch.ones(())
     variance, mean = torch.var_mean(samples, correction=0)
     return mean, (variance + 1e-7).rsqrt()
+
+
+def frame_scores(outputs: ModelOutput) -> Tensor:
+    """[B, T, V] that paths are scored with: of ASG its emissions, since its `logits` are those of the best path."""
+    emissions = outputs.get("emissions")
+    return outputs.logits if emissions is None else emissions
 
 
 def transitions_of(model: PreTrainedModel) -> Tensor | None:
