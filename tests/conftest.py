@@ -1,5 +1,7 @@
 """For all tests."""
 
+import socket
+
 import pytest
 import torch
 from runs import forget_accelerator
@@ -14,3 +16,11 @@ def fresh_accelerator():
     forget_accelerator()
     yield
     forget_accelerator()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nobody listened to a moment ago."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

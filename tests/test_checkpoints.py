@@ -11,7 +11,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from training.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
+from training import checkpoints
+from training.checkpoints import (
+    checkpoint_to_resume,
+    load_checkpoint,
+    newest_checkpoint,
+    newest_undamaged_checkpoint,
+    save_checkpoint,
+)
 
 
 class Run:
@@ -55,9 +62,9 @@ def test_what_was_saved_is_what_is_loaded(run):
     moments = run.optimizer.state_dict()["state"][0]["exp_avg"].clone()
     run.learn()
 
-    run_state, rank_state = load_checkpoint(saved, run.accelerator)
-    assert run_state == {"step": 3, "best": 0.5, "best_step": 2}
-    assert rank_state == {"batches": {"position": 3}}
+    restored = load_checkpoint(saved, run.accelerator)
+    assert restored.run == {"step": 3, "best": 0.5, "best_step": 2}
+    assert restored.ranks == [{"batches": {"position": 3}}]
     assert all(map(torch.equal, before, run.model.parameters()))
     assert torch.equal(moments, run.optimizer.state_dict()["state"][0]["exp_avg"])
 
@@ -96,6 +103,83 @@ def test_only_so_many_checkpoints_are_kept_and_they_are_the_newest(run, keep):
     for step in (1, 2, 3):
         run.save(step, keep=keep)
     assert names(run.folder) == [f"step-{step:08d}" for step in (1, 2, 3)[-keep:]]
+
+
+def test_the_checkpoint_of_the_best_step_is_kept_beside_the_newest(run):
+    for step, best_step in ((1, 1), (2, 2), (3, 2), (4, 2), (5, 5), (6, 5)):
+        run.save(step, keep=1, best_step=best_step)
+    assert names(run.folder) == ["step-00000005", "step-00000006"]
+
+
+def test_steps_beyond_the_one_that_is_saved_belong_to_a_run_given_up_and_go(run):
+    for step in (10, 20, 30):
+        run.save(step, keep=3)
+    run.save(15, keep=2)
+    assert names(run.folder) == ["step-00000010", "step-00000015"]
+
+
+def shorten(path: Path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def alter(path: Path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "rank-0.json", "run.json"])
+@pytest.mark.parametrize("damage", [shorten, alter, Path.unlink])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning_that_names_the_file(run, caplog, name, damage):
+    good, damaged = run.save(1), run.save(2)
+    damage(damaged / name)
+    found = newest_undamaged_checkpoint(run.folder, run.accelerator)
+    if (name, damage) == ("run.json", Path.unlink):
+        assert found == good  # never was complete, and is nothing to warn of
+        return
+    assert found == good
+    assert f"{damaged} is damaged and passed over: {name}" in caplog.text
+    load_checkpoint(found, run.accelerator)
+
+
+def test_checkpoints_that_are_all_damaged_do_not_start_a_run_anew(run):
+    for step in (1, 2):
+        alter(run.save(step) / "model.safetensors")
+    with pytest.raises(
+        ValueError, match=r"every checkpoint is damaged.*step-00000002: model\.safetensors has another"
+    ):
+        newest_undamaged_checkpoint(run.folder, run.accelerator)
+
+
+def test_a_run_goes_on_from_its_own_checkpoint_and_without_one_from_that_of_a_folder_or_of_the_hub(
+    run, tmp_path, monkeypatch
+):
+    own = tmp_path / "own"
+
+    def found(resume):
+        return checkpoint_to_resume(own, resume, run.accelerator)
+
+    saved, asked = run.save(3), []
+
+    def download(repository, *, allow_patterns):
+        asked.append((repository, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert found(True) is found(False) is None
+    assert found(str(tmp_path)) == found(str(tmp_path / "checkpoints")) == found("owner/run") == saved
+    assert asked == [("owner/run", ["checkpoints/*"])]
+    monkeypatch.setattr(checkpoints, "download_checkpoints", lambda _: str(own))
+    with pytest.raises(ValueError, match=r"run\.resume: no checkpoint in .*owner"):
+        found("owner/nothing")
+    run.folder = own
+    newest = run.save(1)
+    assert found(True) == found(str(tmp_path)) == newest
+    assert found(False) is None
+
+
+def test_nothing_in_a_checkpoint_has_to_be_unpickled_but_tensors(run):
+    assert [path.name for path in run.save(1).iterdir() if path.suffix == ".pkl"] == []
 
 
 def test_saving_a_step_again_replaces_it(run):
@@ -157,5 +241,4 @@ def test_a_write_that_the_system_refuses_ends_the_process_and_leaves_the_last_go
     assert names(folder) == ["step-00000001"]
 
     run = Run(folder, width=512)
-    run_state, _ = load_checkpoint(newest_checkpoint(folder), run.accelerator)
-    assert run_state["step"] == 1
+    assert load_checkpoint(newest_checkpoint(folder), run.accelerator).run["step"] == 1

@@ -2,6 +2,10 @@
 
 import json
 import logging
+import multiprocessing
+import os
+import signal
+import threading
 from itertools import islice, pairwise
 from pathlib import Path
 from random import Random
@@ -12,9 +16,10 @@ import soundfile
 import torch
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
+from training import sources
 from training.collators import num_frames_needed
 from training.data import finetuning_batches, pretraining_batches
-from training.planning import NUM_ROWS_TO_JUDGE
+from training.planning import NUM_ROWS_TO_JUDGE, ahead
 
 RATE = 16_000
 NUM_CLIPS = 40
@@ -79,6 +84,15 @@ def all_ids(batches):
 
 def test_the_number_of_workers_changes_nothing(corpus):
     assert_equal(take(pretraining(corpus, num_workers=0), 15), take(pretraining(corpus, num_workers=2), 15))
+
+
+def test_workers_leave_signals_to_the_process_that_waits_for_their_batches(corpus):
+    batches = iter(pretraining(corpus, num_workers=1))
+    came = take(batches, 1)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGINT)
+        os.kill(worker.pid, signal.SIGTERM)
+    assert_equal(came + take(batches, 12), take(pretraining(corpus), 13))
 
 
 def test_the_global_generator_is_left_alone_and_has_no_say(corpus):
@@ -168,6 +182,122 @@ def test_the_ranks_share_out_the_batches_and_the_rows_left_out(corpus):
     assert sum(rank.report.rows for rank in ranks) == alone.report.rows == NUM_CLIPS
     for reason, number in alone.report.skipped.items():
         assert sum(rank.report.skipped[reason] for rank in ranks) == number
+
+
+def indices(batches):
+    return [batch["index"] for batch in batches]
+
+
+@pytest.mark.parametrize("num_streams", [1, 2])
+@pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1), (2, 3), (3, 2)])
+def test_with_other_processes_a_run_goes_on_with_exactly_the_batches_that_were_left(corpus, num_streams, before, now):
+    (corpus / "003.wav").write_bytes(b"")  # batches of a row are passed over, and ranks get uneven
+    (corpus / "020.wav").write_bytes(b"")
+    settings = {"max_bad_fraction": 1.0, "num_streams": num_streams, "batch_seconds": 0.2}
+    expected = take(pretraining(corpus, **settings), 60)
+    ranks = [pretraining(corpus, rank=rank, world_size=before, **settings) for rank in range(before)]
+    done = [batch for rank in ranks for batch in take(rank, 7)]
+    states = [json.loads(json.dumps(rank.state_dict())) for rank in ranks]
+    resumed = [pretraining(corpus, rank=rank, world_size=now, num_workers=rank, **settings) for rank in range(now)]
+    for rank in resumed:
+        rank.load_state_dicts(states)
+    assert sum(rank.report.rows for rank in resumed) == sum(rank.report.rows for rank in ranks)
+    done += [batch for rank in resumed for batch in take(rank, 9)]
+    done.sort(key=lambda batch: batch["index"])
+    wanted = set(indices(expected)) & set(range(min(7 * before, indices(done)[-1])))
+    assert set(indices(done)) >= wanted
+    assert len(set(indices(done))) == len(done)
+    by_index = {batch["index"]: batch for batch in expected}
+    shared = [batch for batch in done if batch["index"] in by_index]
+    assert_equal(shared, [by_index[batch["index"]] for batch in shared])
+
+
+def test_one_ranks_place_is_refused_by_another_number_of_processes(corpus):
+    state = pretraining(corpus, rank=0, world_size=2).state_dict()
+    with pytest.raises(ValueError, match=r"world_size \(2 -> 3\)"):
+        pretraining(corpus, rank=0, world_size=3).load_state_dict(state)
+
+
+def test_a_rank_reads_its_own_shards_only_where_rows_come_with_their_audio(corpus, monkeypatch):
+    monkeypatch.setattr("training.data.KINDS_WITH_AUDIO", ("manifest",))
+    opened, manifest_rows = [], sources._manifest_rows
+
+    def note(manifest, stretch, begin):
+        opened.append(stretch.lines_before)
+        return manifest_rows(manifest, stretch, begin)
+
+    monkeypatch.setattr(sources, "_manifest_rows", note)
+    seen = []
+    for rank in range(2):
+        batches = pretraining(corpus, rank=rank, world_size=2)  # 40 rows are two shards
+        opened.clear()
+        first_epoch = [batch for batch in take(batches, 20) if batch["epoch"] == 0]
+        seen.append({name for batch in first_epoch for name in batch["ids"]})
+        assert indices(first_epoch) == list(range(rank, 2 * len(first_epoch), 2))
+        assert opened[0] == (0 if "000" in seen[rank] else 32)
+    assert not seen[0] & seen[1]
+    assert len(seen[0] | seen[1]) == NUM_CLIPS
+
+
+def test_fewer_shards_than_processes_are_read_by_all_and_a_warning_says_so(corpus, monkeypatch, caplog):
+    monkeypatch.setattr("training.data.KINDS_WITH_AUDIO", ("manifest",))
+    ranks = [pretraining(corpus, rank=rank, world_size=3) for rank in range(3)]
+    assert "2 shards for 3 processes" in caplog.text
+    monkeypatch.undo()
+    expected = take(pretraining(corpus), 9)
+    assert_equal(sorted((b for rank in ranks for b in take(rank, 3)), key=lambda b: b["index"]), expected)
+
+
+def test_batches_of_one_speaker_hold_no_other_and_leave_no_row_out(corpus):
+    metadata = corpus / "metadata.jsonl"
+    rows = [json.loads(line) for line in metadata.read_text().splitlines()]
+    with pytest.raises(ValueError, match="needs a column speaker_id, which 0"):
+        take(pretraining(corpus, same_speaker=True), 1)
+    speakers = {f"{number:03d}": f"voice-{number % 3}" for number in range(NUM_CLIPS)}
+    named = [row | {"speaker_id": speakers[row["file_name"][:3]]} for row in rows]
+    metadata.write_text("\n".join(map(json.dumps, named)))
+    batches = list(pretraining(corpus, same_speaker=True, with_speakers=True, num_epochs=1, shuffle_window=100))
+    assert sorted(all_ids(batches)) == sorted(speakers)
+    for batch in batches:
+        assert len({speakers[name] for name in batch["ids"]}) == 1
+        assert len(batch["speaker_ids"].unique()) == 1
+    assert max(len(batch["ids"]) for batch in batches) > 2
+
+
+def test_sources_are_mixed_by_weight_and_resumed_in_the_middle(tmp_path):
+    folders = [write_corpus(tmp_path / name, [2000] * number) for name, number in (("a", 30), ("b", 4))]
+    weighted = [{"path": str(folder), "weight": weight} for folder, weight in zip(folders, (1, 3), strict=True)]
+    settings = {"batch_seconds": 0.25, "shuffle_window": 8}
+    expected = take(pretraining(weighted, **settings), 40)
+    small = [name for batch in expected for name in batch["ids"] if name < "004"]
+    assert len(small) == pytest.approx(0.75 * 80, abs=4 + 80 * 4 / 30)
+    stopped, resumed = pretraining(weighted, **settings), pretraining(weighted, **settings)
+    take(stopped, 13)
+    resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
+    assert_equal(take(resumed, 27), expected[13:])
+    with pytest.raises(ValueError, match="no common epoch"):
+        list(pretraining(weighted, num_epochs=1, **settings))
+
+
+def test_what_is_made_ahead_comes_in_order_with_its_error_and_ends_when_nobody_asks():
+    def items():
+        for number in range(100):
+            if number == 7:
+                raise ValueError("the eighth")
+            yield number
+
+    came = ahead(items(), 3)
+    assert take(came, 7) == list(range(7))
+    with pytest.raises(ValueError, match="the eighth"):
+        next(came)
+
+    before = set(threading.enumerate())
+    unfinished = ahead(iter(range(10**9)), 3)
+    assert take(unfinished, 2) == [0, 1]
+    (thread,) = set(threading.enumerate()) - before
+    unfinished.close()
+    thread.join(timeout=60)
+    assert not thread.is_alive()
 
 
 def test_no_batch_is_longer_than_asked_for_padding_included(corpus, processor):
@@ -312,7 +442,7 @@ def test_too_many_bad_rows_stop_the_iteration_with_their_share_and_names(tmp_pat
 @pytest.mark.parametrize("num_clips", [3, 120])
 def test_a_corpus_of_nothing_but_unusable_rows_is_an_error_and_no_endless_loop(tmp_path, processor, num_clips):
     corpus = write_corpus(tmp_path / "c", [800] * num_clips, texts=["abc"] * num_clips)
-    with pytest.raises(ValueError, match=r"None of .* too_short.*000: 0\.05 s, min_seconds"):
+    with pytest.raises(ValueError, match=r"None of .* too_short.*\d{3}: 0\.05 s, min_seconds"):
         next(iter(pretraining(corpus, min_seconds=0.1)))
     with pytest.raises(ValueError, match=r"None of .* bad_text.*not in the vocabulary: 'a' 'b' 'c'"):
         next(iter(finetuning(corpus, processor, num_epochs=None)))

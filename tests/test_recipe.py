@@ -127,6 +127,9 @@ def test_an_unknown_field_of_the_model_is_named_with_its_class(recipe_file):
         ("masking.random_token_prob=0.95", r"above 1 together, got 0\.95 and 0\.1"),
         ("masking.mask_length_std=-1", r"mask_length_std must not be negative, got -1"),
         ("run.keep_checkpoints=0", r"keep_checkpoints must be at least 1, got 0"),
+        ("run.resume=3", r"run.resume must be true, false, a folder or a Hub id, got 3"),
+        ("data.evaluation={path: a, weight: 2}", r"data.evaluation takes every row once and no weight, got one for a"),
+        ("data.train={path: a, weight: -1}", r"source.weight: expected a number above 0, got -1"),
         ("no equals sign", "key=value"),
     ],
 )

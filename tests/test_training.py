@@ -7,18 +7,21 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 import transformers
+from accelerate.utils import DistributedType
 from omegaconf import OmegaConf
 from runs import forget_accelerator, killed_in_batch
 from safetensors.torch import load_file
 
 from hf_wav2vec_family import DiscreteBertConfig, DiscreteBertModel, Wav2Vec2ForCTC
 from training import evaluate, finetune, pretrain
+from training.last_good import LastGood
 from training.loop import RunLog, StepOutput, accumulate, apply_gradients, make_accelerator
 from training.recipe import Recipe, load_recipe
 
@@ -576,6 +579,28 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(tiny, monkeyp
         run_stage(pretrain, tiny(run={"log_every_steps": 1}))
 
 
+@pytest.mark.parametrize("scaler", [None, object()])
+def test_a_step_whose_gradient_overflows_is_missed_unless_the_scaler_of_fp16_leaves_it_out_itself(scaler):
+    accelerator = SimpleNamespace(distributed_type=DistributedType.NO, scaler=scaler, device=torch.device("cpu"))
+    last_good = LastGood(accelerator, torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], fused=True))
+    last_good.before_step(torch.tensor(math.inf))
+    last_good.remember(1, {})
+    assert last_good.missed_steps(1) == (1 if scaler is None else 0)
+
+
+def test_a_run_goes_on_in_another_folder_and_with_other_numbers_of_workers(tiny):
+    settings = {"data": {"batch_seconds": 1.0}, "run": {"checkpoint_every_steps": 2}}
+    whole = tiny("whole", optimization={"num_steps": 4}, **settings)
+    first = tiny("first", optimization={"num_steps": 2}, **settings)
+    run_stage(pretrain, whole)
+    run_stage(pretrain, first)
+    settings = {"data": {"batch_seconds": 1.0, "num_workers": 2}, "run": {"resume": first.run.output_dir}}
+    second = tiny("second", optimization={"num_steps": 4}, **settings)
+    run_stage(pretrain, second)
+    assert same(checkpoint_weights(second, 4), checkpoint_weights(whole, 4))
+    assert [line["step"] for line in log_of(second)] == [3, 4, 4]
+
+
 def test_a_folder_is_not_resumed_for_a_run_about_something_else(tiny, corpus):
     run_stage(pretrain, tiny())
     with pytest.raises(ValueError, match=r"another model.*run.resume=false"):
@@ -592,7 +617,7 @@ def test_a_best_model_that_cannot_be_written_leaves_the_one_before(tiny, monkeyp
     run_stage(pretrain, recipe)
     before = model_weights(recipe)
 
-    def full(self, folder):
+    def full(self, folder, **_):
         Path(folder).mkdir(parents=True)
         (Path(folder) / "model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")

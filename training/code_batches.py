@@ -7,6 +7,7 @@ batch. A mask is a function of (seed, epoch, number of the piece).
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import islice
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from hf_wav2vec_family.tokenization_vq_wav2vec import FILLER
 
 from .data import BatchLoader, SpeechBatches
 from .planning import PlannedRow
-from .sources import Row, RowSource
+from .sources import Row, RowSource, Shard
 from .span_masking import NOT_A_TARGET, SpanMasking
 
 
@@ -106,17 +107,28 @@ def in_pieces(source: RowSource, tokenizer: SpeechCodesTokenizer, tokens_per_sam
     Raises:
         ValueError: while streaming, for a row without codes of the right shape.
     """
-    return replace(source, rows=partial(_pieces, source, tokenizer, tokens_per_sample))
+
+    def find_shards() -> list[Shard]:
+        rows = (partial(_pieces, shard, source.source.path, tokenizer, tokens_per_sample) for shard in source.shards)
+        return [Shard(pieces) for pieces in rows]
+
+    return replace(source, find_shards=find_shards)
 
 
-def _pieces(source: RowSource, tokenizer: SpeechCodesTokenizer, tokens_per_sample: int) -> Iterator[Row]:
+def _pieces(
+    shard: Shard, path: str, tokenizer: SpeechCodesTokenizer, tokens_per_sample: int, begin: int
+) -> Iterator[Row]:
+    return islice(_all_pieces(shard, path, tokenizer, tokens_per_sample), begin, None)
+
+
+def _all_pieces(shard: Shard, path: str, tokenizer: SpeechCodesTokenizer, tokens_per_sample: int) -> Iterator[Row]:
     groups, per_frame = tokenizer.num_codevector_groups, tokenizer.tokens_per_frame
     max_frames = (tokens_per_sample - NUM_MARKS) // per_frame
-    for row in source.rows():
+    for row in shard.rows(0):
         codes = np.asarray(row.extra.get("codes", []), dtype=np.int32)
         if codes.ndim != 2 or codes.shape[-1] != groups or not len(codes):
             raise ValueError(
-                f"{source.source.path}, {row.id}: expected a column codes [T, {groups}], as the vocabulary has it, got"
+                f"{path}, {row.id}: expected a column codes [T, {groups}], as the vocabulary has it, got"
                 f" {codes.shape if 'codes' in row.extra else 'none'}; training.extract_codes makes them of audio."
             )
         begin = 0

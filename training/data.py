@@ -3,14 +3,14 @@
 The order of the rows, the batches and the crops are functions of (seed, epoch, position), never of what came before.
 So the state to resume is a position, and the number of workers changes nothing:
 
-    rows -> plans of batches                              `Planner` in planning.py, in the main process
+    rows -> plans of batches                              `Planner` in planning.py, in a thread that plans ahead
     plan -> decoded, prepared, cropped, collated batch    `BatchLoader` with a collator of collators.py, in the workers
     batches handed out, counted and resumed               `SpeechBatches`, what the loop iterates over
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict
 
@@ -30,18 +30,22 @@ from .collators import (
     prepare_augmented,
     recorded_level,
 )
+from .dealing import Deal, RankState, dealt_anew
+from .ordering import parts_of
 from .planning import (
+    NUM_PLANS_AHEAD,
     NUM_ROWS_TO_JUDGE,
     BatchPlan,
     BatchSettings,
     PlannedRow,
     Planner,
-    Position,
     Report,
     Skip,
     UnusableRow,
+    ahead,
 )
-from .sources import as_sources, open_source
+from .preemption import leave_signals_to_the_main_process
+from .sources import KINDS_WITH_AUDIO, as_sources, open_source
 
 logger = logging.getLogger(__name__)
 
@@ -56,20 +60,20 @@ class BatchLoader(Dataset):
         rows, examples, skips = [], [], list(plan.skips)
         for planned in plan.rows:
             try:
-                examples.append(self.load(planned, plan.epoch))
+                examples.append(self.load(planned, planned.epoch))
                 rows.append(planned)
             except UnusableRow as error:
                 skips.append(error.skip)
         batch = None
         if rows:
             if self.settings.crop:
-                self._crop(examples, rows, plan.epoch)
+                self._crop(examples, rows)
             batch = self.collator.collate(examples)
             batch |= {"ids": [planned.row.id for planned in rows], "index": plan.index, "epoch": plan.epoch}
             if "recorded_rms" in examples[0]:
                 batch |= {name: torch.tensor([example[name] for example in examples]) for name in RECORDED}
         num_rows = len(plan.rows) + len(plan.skips)
-        return {"batch": batch, "num_rows": num_rows, "skips": skips, "following": plan.following}
+        return {"batch": batch, "num_rows": num_rows, "skips": skips, "plan": (plan.index, plan.following)}
 
     def load(self, planned: PlannedRow, epoch: int) -> dict:
         """The example of a row in an epoch; may raise `UnusableRow`."""
@@ -88,11 +92,11 @@ class BatchLoader(Dataset):
             example = prepare_augmented(self.collator, row, waveform, np.random.default_rng(seed))
         return example | recorded_level(waveform)
 
-    def _crop(self, examples: list[dict], rows: list[PlannedRow], epoch: int) -> None:
+    def _crop(self, examples: list[dict], rows: list[PlannedRow]) -> None:
         longest = round(self.settings.longest_seconds * self.collator.sampling_rate)
         length = min(longest, *(len(example["input_values"]) for example in examples))
         for example, planned in zip(examples, rows, strict=True):
-            generator = self.settings.generator("crop", epoch, planned.number)
+            generator = self.settings.generator("crop", planned.epoch, planned.number)
             begin = generator.randint(0, len(example["input_values"]) - length)
             for name in {"input_values", CLEAN} & example.keys():
                 example[name] = example[name][begin : begin + length]
@@ -123,33 +127,52 @@ class SpeechBatches:
         self.settings = BatchSettings(**settings)
         self.sources = [open_source(source) for source in as_sources(sources)]
         self.collator, self.num_workers = collator, num_workers
-        self.position, self.report = Position(), Report()
+        num_streams = self.settings.num_streams or self._one_stream_per_process()
+        self.beginning = RankState(Deal(self.settings.world_size), num_streams)
+        self.state, self.report = self.beginning, Report()
+
+    def _one_stream_per_process(self) -> int:
+        """As many streams as processes, if rows come with their audio and there are shards enough, else one."""
+        settings, with_audio = self.settings, all(source.kind in KINDS_WITH_AUDIO for source in self.sources)
+        if settings.num_epochs is not None or settings.world_size == 1 or not with_audio:
+            return 1
+        num_shards = min(len(part.shards) for part in parts_of(self.sources))
+        if num_shards >= settings.world_size:
+            return settings.world_size
+        logger.warning(
+            "a source has %d shards for %d processes, so that each process reads all of them; with more shards, each"
+            " would read its own only",
+            num_shards,
+            settings.world_size,
+        )
+        return 1
 
     def __iter__(self) -> Iterator[dict]:
-        if self.position == Position():
+        if self.state == self.beginning:
             self.report = Report()
-        planner = Planner(self.sources, self.settings, self.position)
+        planner = Planner(self.sources, self.settings, self.state)
         loader = DataLoader(
             self.loader_class(self.collator, self.settings),
-            sampler=planner,
+            sampler=_PlannedAhead(planner),
             batch_size=None,
             num_workers=self.num_workers,
             collate_fn=_unchanged,
+            worker_init_fn=leave_signals_to_the_main_process,
             pin_memory=torch.cuda.is_available(),
             # Its own, because the loader draws a number, and the global generator belongs to the model.
             generator=torch.Generator().manual_seed(self.settings.seed),
         )
         for loaded in loader:
-            self.position = loaded["following"]
+            self.state = self.state.after(*loaded["plan"])
             self._count(loaded["num_rows"], loaded["skips"])
             if loaded["batch"] is not None:
                 yield loaded["batch"]
             elif self.report.rows >= NUM_ROWS_TO_JUDGE:
                 self.report.refuse_nothing_used()
         self._count(len(planner.skips), planner.skips)
-        if self.position != Position():
+        if self.state != self.beginning:
             self.report.refuse_nothing_used()
-        self.position = Position()
+        self.state = self.beginning
 
     def _count(self, num_rows: int, skips: list[Skip]) -> None:
         for skip in skips:
@@ -161,8 +184,8 @@ class SpeechBatches:
         self.report.refuse_too_many_bad(self.settings.max_bad_fraction)
 
     def state_dict(self) -> dict:
-        """The position after the last batch handed out, the report, and the settings they belong to; plain values."""
-        return {"position": asdict(self.position), "report": self.summary(), "settings": self._order_settings()}
+        """The place after the last batch handed out, the report, and the settings they belong to; plain values."""
+        return {"place": self.state.as_dict(), "report": self.summary(), "settings": self._order_settings()}
 
     def summary(self) -> dict:
         """The report as plain values."""
@@ -170,17 +193,49 @@ class SpeechBatches:
 
     def load_state_dict(self, state: dict) -> None:
         """Goes on where `state_dict` was taken, on the same rank and with the same settings, or else ValueError."""
+        place = self._place(state)
+        if place.deal.world_size != self.settings.world_size:
+            change = f"{place.deal.world_size} -> {self.settings.world_size}"
+            raise ValueError(
+                f"state: one rank's place only holds for as many processes; changed: world_size ({change})."
+            )
+        self.state = place
+        self.report = Report(**deepcopy(state["report"]))
+
+    def load_state_dicts(self, states: Sequence[dict]) -> None:
+        """Goes on where a run of `len(states)` processes was, each of which took its `state_dict` at the same step.
+
+        With another number of processes than now, what was left to them is dealt out anew.
+        """
+        if len(states) == self.settings.world_size:
+            self.load_state_dict(states[self.settings.rank])
+            return
+        self.state = dealt_anew([self._place(state) for state in states], self.settings.world_size)
+        reports = [Report(**deepcopy(state["report"])) for state in states]
+        self.report = Report.sum_of(reports) if self.settings.rank == 0 else Report()
+
+    def _place(self, state: dict) -> RankState:
         ours = self._order_settings()
         differing = [name for name in ours if ours[name] != state["settings"].get(name)]
         if differing:
             changes = ", ".join(f"{name} ({state['settings'].get(name)} -> {ours[name]})" for name in differing)
             raise ValueError(f"state: a position only holds for the settings it was taken with; changed: {changes}.")
-        self.position = Position(**state["position"])
-        self.report = Report(**deepcopy(state["report"]))
+        return RankState.from_dict(state["place"])
 
     def _order_settings(self) -> dict:
-        without_effect = ("num_epochs", "max_bad_fraction", "on_bad_text")
+        # the number of streams is taken over from the state
+        without_effect = ("num_epochs", "max_bad_fraction", "on_bad_text", "rank", "world_size", "num_streams")
         return {name: value for name, value in asdict(self.settings).items() if name not in without_effect}
+
+
+class _PlannedAhead:
+    """A planner whose plans are made before they are asked for."""
+
+    def __init__(self, planner: Planner):
+        self.planner = planner
+
+    def __iter__(self) -> Iterator[BatchPlan]:
+        return ahead(iter(self.planner), NUM_PLANS_AHEAD)
 
 
 def _unchanged(loaded: dict) -> dict:

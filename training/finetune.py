@@ -107,6 +107,16 @@ def make_model(recipe: Recipe, tokenizer) -> nn.Module:
     return model_class.from_pretrained(recipe.pretrained, config=config)
 
 
+def expect_unused_parameters(accelerator: Accelerator):
+    """Lets DDP look for parameters without a gradient.
+
+    A head that reads an inner output of an encoder leaves what lies behind it without one, and so does a codebook. DDP
+    waits for those, and until it has them the gradients of the rest stay those of one process.
+    """
+    if accelerator.ddp_handler is not None:
+        accelerator.ddp_handler.find_unused_parameters = True
+
+
 def compute(model: nn.Module, batch: dict) -> StepOutput:
     """CTC loss, a mean over utterances as in the original fine-tuning."""
     output = model(batch["input_values"], attention_mask=batch["attention_mask"], labels=batch["labels"])
@@ -187,6 +197,7 @@ def main(recipe: Recipe) -> dict:
     model = make_model(recipe, tokenizer)
     if getattr(model.config, "feature_gradient_scale", None) == 0:
         model.freeze_feature_encoder()  # DDP waits for a gradient of everything that is not frozen
+    expect_unused_parameters(accelerator)
     processor = transformers.Wav2Vec2Processor(make_feature_extractor(recipe, model.config), tokenizer)
     data = recipe.data
     batches = finetuning_batches(
@@ -197,8 +208,8 @@ def main(recipe: Recipe) -> dict:
         **batch_settings(recipe, rank=accelerator.process_index, world_size=accelerator.num_processes),
     )
 
-    def save(model: nn.Module, folder: Path):
-        model.save_pretrained(folder)
+    def save(model: nn.Module, folder: Path, weights: dict | None):
+        model.save_pretrained(folder, state_dict=weights)
         processor.save_pretrained(folder)
         # readers of the older layout look for the feature extractor in a file of its own
         processor.feature_extractor.save_pretrained(folder)

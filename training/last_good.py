@@ -66,14 +66,14 @@ def refuse_broken_run(
     step: int,
     loss: float,
     checkpoints: Path,
-    save: Callable[[int, dict], None],
+    save: Callable[[int, dict], object],
 ):
     """FloatingPointError if a loss or a gradient since the last look was no number; saves the last good state first.
 
     Args:
         step: steps done. loss: of the last line of the log.
         checkpoints: the folder of the run's checkpoints.
-        save: (step, state of this process) -> None, writes a checkpoint of the weights as they are.
+        save: (step, state of this process), writes a checkpoint of the weights as they are.
     """
     missed = last_good.missed_steps(step)
     if not missed and math.isfinite(loss):

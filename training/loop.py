@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import random
+import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,14 +19,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
-from .checkpoints import load_checkpoint, newest_checkpoint, read_run_state, replace_folder, save_checkpoint
+from .checkpoints import checkpoint_to_resume, load_checkpoint, read_run_state, replace_folder, save_checkpoint
 from .doctor import RECIPE, Watch, facts_of
 from .last_good import LastGood, refuse_broken_run
+from .preemption import StopRequest
 from .recipe import Recipe, identity, learning_rates, temperatures
 from .vitals import Vitals
 
@@ -56,13 +59,14 @@ class Stage:
         compute: (model, batch) -> StepOutput.
         evaluate: model -> numbers to log, or None for no evaluation.
         best: name of the number whose lowest value marks the best model.
-        save: (model, folder) -> None writes what a user loads: model, processor.
+        save: (model, folder, weights) -> None writes what a user loads: model, processor. `weights` are those of the
+            model where no process has all of them, else None.
         before_step: (model, step) -> None, called with the bare model.
         before_batch: (model, batch, step) -> None, called with the bare model and the first batch of a step.
     """
 
     compute: Callable[[nn.Module, dict], StepOutput]
-    save: Callable[[nn.Module, Path], None]
+    save: Callable[[nn.Module, Path, dict | None], None]
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     best: str | None = None
     before_step: Callable[[nn.Module, int], None] | None = None
@@ -70,17 +74,25 @@ class Stage:
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
-    """Accelerate as all stages use it: batches come ready made, so it never touches the loader."""
-    # a frozen encoder leaves parameters without a gradient, and DDP has to look for those
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=recipe.optimization.frozen_encoder_steps > 0)
-    return Accelerator(
+    """Accelerate as all stages use it: batches come ready made, so it never touches the loader.
+
+    Raises:
+        ValueError: the launcher asks for DeepSpeed.
+    """
+    accelerator = Accelerator(
         mixed_precision=recipe.optimization.mixed_precision,
         dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
         log_with=recipe.run.trackers or None,
         project_dir=recipe.run.output_dir,
-        kwargs_handlers=[ddp],
+        kwargs_handlers=[DistributedDataParallelKwargs()],
         step_scheduler_with_optimizer=False,
     )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ValueError(
+            "DeepSpeed takes its step within the backward pass, before the targets of all processes are counted, which"
+            " the loss is a mean over; training/accelerate/fsdp2.yaml splits the same things."
+        )
+    return accelerator
 
 
 def seed_step(seed: int, step: int, rank: int):
@@ -95,12 +107,13 @@ def train(recipe: Recipe, stage: Stage, *, accelerator: Accelerator, model: nn.M
     """Trains `model` for `optimization.num_steps` steps and writes its best state to `run.output_dir`/model.
 
     Args:
-        batches: an iterable with `state_dict` and `load_state_dict` that never ends.
+        batches: an iterable with `state_dict` and `load_state_dicts` that never ends.
 
     Returns: the summary that is also written to summary.json.
 
     Raises:
         FloatingPointError: a loss or a gradient is no number; the state before it is saved.
+        SystemExit: SIGTERM or SIGINT came, and a checkpoint was saved; the code is 128 and the number of the signal.
     """
     log = RunLog(recipe, accelerator)
     try:
@@ -122,20 +135,12 @@ def run_steps(
     model, optimizer = accelerator.prepare(model, optimizer)
     forward_model = torch.compile(model, dynamic=True) if optimization.compile else model
 
-    progress = Progress()
-    checkpoint = newest_checkpoint(folder / "checkpoints") if recipe.run.resume else None
-    if checkpoint is not None:
-        # before its weights are loaded, whose shapes another model does not share
-        refuse_another_run(read_run_state(checkpoint)["identity"], identity(recipe), folder)
-        run_state, rank_state = load_checkpoint(checkpoint, accelerator)
-        del run_state["identity"]
-        progress = Progress(**run_state)
-        batches.load_state_dict(rank_state["batches"])
+    progress = resume(recipe, accelerator, batches)
     log.start(progress.step)
     last_good = LastGood(accelerator, optimizer)
 
-    def save(step: int, rank_state: dict):
-        save_checkpoint(
+    def save(step: int, rank_state: dict) -> Path:
+        return save_checkpoint(
             folder / "checkpoints",
             step=step,
             accelerator=accelerator,
@@ -147,42 +152,60 @@ def run_steps(
     learning_rate, temperature = learning_rates(optimization), temperatures(optimization)
     source = iter(batches)
     model.train()
-    for step in range(progress.step, optimization.num_steps):
-        seed_step(recipe.run.seed, step, accelerator.process_index)
-        bare = accelerator.unwrap_model(model)
-        if temperature is not None:
-            bare.set_gumbel_temperature(temperature(step))
-            log.add_value("gumbel_temperature", temperature(step))
-        if hasattr(bare, "set_layerdrop_seed"):  # the same layers on every rank and in every accumulated batch
-            bare.set_layerdrop_seed(int(np.random.SeedSequence([recipe.run.seed, step]).generate_state(1)[0]))
-        if stage.before_step is not None:
-            stage.before_step(bare, step)
-        set_learning_rate(optimizer, learning_rate(step))
-        log.add_value("learning_rate", learning_rate(step))
+    with StopRequest(accelerator.num_processes) as stop:
+        for step in range(progress.step, optimization.num_steps):
+            seed_step(recipe.run.seed, step, accelerator.process_index)
+            bare = accelerator.unwrap_model(model)
+            if temperature is not None:
+                bare.set_gumbel_temperature(temperature(step))
+                log.add_value("gumbel_temperature", temperature(step))
+            if hasattr(bare, "set_layerdrop_seed"):  # the same layers on every rank and in every accumulated batch
+                bare.set_layerdrop_seed(int(np.random.SeedSequence([recipe.run.seed, step]).generate_state(1)[0]))
+            if stage.before_step is not None:
+                stage.before_step(bare, step)
+            set_learning_rate(optimizer, learning_rate(step))
+            log.add_value("learning_rate", learning_rate(step))
 
-        total = accumulate(
-            accelerator, forward_model, source, stage, log, optimization.gradient_accumulation_steps, step=step
-        )
-        with log.vitals.measured_update(model, due=log.is_due(step + 1)):
-            norm = apply_gradients(accelerator, model, optimizer, total, optimization.max_grad_norm, last_good)
-        log.add_gradient(norm)
-        progress.step = step + 1
-        rank_state = {"batches": batches.state_dict()}
-        last_good.remember(progress.step, rank_state)
-
-        last = progress.step == optimization.num_steps
-        evaluation_due = last or _due(progress.step, recipe.run.evaluation_every_steps)
-        checkpoint_due = last or _due(progress.step, recipe.run.checkpoint_every_steps)
-        log.end_step(progress.step, batches)
-        if evaluation_due or checkpoint_due or log.is_due(progress.step):
-            refuse_broken_run(
-                model, last_good, step=progress.step, loss=log.loss, checkpoints=folder / "checkpoints", save=save
+            total = accumulate(
+                accelerator, forward_model, source, stage, log, optimization.gradient_accumulation_steps, step=step
             )
-        if evaluation_due:
-            evaluate_and_keep_best(stage, model, accelerator, progress, log, folder / "model")
-        if checkpoint_due:
-            save(progress.step, rank_state)
+            with log.vitals.measured_update(model, due=log.is_due(step + 1)):
+                norm = apply_gradients(accelerator, model, optimizer, total, optimization.max_grad_norm, last_good)
+            log.add_gradient(norm)
+            progress.step = step + 1
+            rank_state = {"batches": batches.state_dict()}
+            last_good.remember(progress.step, rank_state)
+
+            asked = stop.agreed()
+            last = progress.step == optimization.num_steps
+            evaluation_due = last or (not asked and _due(progress.step, recipe.run.evaluation_every_steps))
+            checkpoint_due = last or bool(asked) or _due(progress.step, recipe.run.checkpoint_every_steps)
+            log.end_step(progress.step, batches)
+            if evaluation_due or checkpoint_due or log.is_due(progress.step):
+                refuse_broken_run(
+                    model, last_good, step=progress.step, loss=log.loss, checkpoints=folder / "checkpoints", save=save
+                )
+            if evaluation_due:
+                evaluate_and_keep_best(stage, model, accelerator, progress, log, folder / "model")
+            if checkpoint_due:
+                saved = save(progress.step, rank_state)
+                if asked and not last:
+                    log.stop(asked, saved)
     return log.finish(progress, batches)
+
+
+def resume(recipe: Recipe, accelerator: Accelerator, batches) -> "Progress":
+    """Restores what was prepared and the place in the data from the checkpoint that `run.resume` means, if any."""
+    folder = Path(recipe.run.output_dir)
+    checkpoint = checkpoint_to_resume(folder / "checkpoints", recipe.run.resume, accelerator)
+    if checkpoint is None:
+        return Progress()
+    # before its weights are loaded, whose shapes another model does not share
+    refuse_another_run(read_run_state(checkpoint)["identity"], identity(recipe), checkpoint.parent.parent)
+    restored = load_checkpoint(checkpoint, accelerator)
+    del restored.run["identity"]
+    batches.load_state_dicts([rank["batches"] for rank in restored.ranks])
+    return Progress(**restored.run)
 
 
 @dataclass
@@ -269,6 +292,8 @@ def apply_gradients(
     With `last_good`, a step whose gradient is no number is not taken.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    # a process of FSDP scales its own part
+    gradients = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
     # DDP has divided by the number of processes
     torch._foreach_mul_(gradients, accelerator.num_processes / num_targets.clamp(min=1))
     # this also undoes the scaling of fp16, which may happen only once a step
@@ -296,8 +321,10 @@ def evaluate_and_keep_best(
         value = metrics[stage.best]
     if value is None or progress.best is None or value < progress.best:
         progress.best, progress.best_step = value, progress.step
+        # of split weights every process has to give its part
+        weights = accelerator.get_state_dict(model) if accelerator.distributed_type == DistributedType.FSDP else None
         if accelerator.is_main_process:
-            replace_folder(folder, lambda unfinished: stage.save(accelerator.unwrap_model(model), unfinished))
+            replace_folder(folder, lambda unfinished: stage.save(accelerator.unwrap_model(model), unfinished, weights))
     accelerator.wait_for_everyone()
 
 
@@ -422,6 +449,13 @@ class RunLog:
         """Ends the progress bar, which would otherwise be printed behind the cause of an error."""
         if self.bar is not None:
             self.bar.close()
+
+    def stop(self, signal_number: int, saved: Path):
+        """Leaves the process with the code of one that a signal ended."""
+        self.close()
+        self.accelerator.end_training()
+        logger.warning("%s: saved %s, from which the same command goes on", signal.Signals(signal_number).name, saved)
+        raise SystemExit(128 + signal_number)
 
     def finish(self, progress: Progress, batches) -> dict:
         self.close()

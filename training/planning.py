@@ -1,24 +1,28 @@
 """Which rows stand in which batch: a function of (seed, epoch, position), made from metadata alone.
 
-rows of the sources -> windows of rows -> plans of batches; no audio is read but the headers of files whose metadata
-lacks a duration.
+windows of rows (ordering.py) -> plans of batches -> those of one rank (dealing.py); no audio is decoded, but the
+headers of files are read whose metadata lacks a duration.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, count, islice
+from itertools import chain
+from queue import Full, Queue
 from random import Random
+from threading import Event, Thread
 
 from hf_wav2vec_family.audio_reading import AudioError, audio_info
 
+from .dealing import Position, RankState
+from .ordering import NUM_ROWS_UNSHUFFLED, Cursor, Order, Part, Window, parts_of, row_numbers, windows
 from .sources import Row, RowSource
 
 # Lengths that differ by less than this share count as one, or else every epoch would have the same batches.
 LENGTH_STEP = 0.05
-NUM_ROWS_UNSHUFFLED = 256  # planned at a time when nothing is shuffled
 NUM_ROWS_TO_JUDGE = 100  # before so many rows a share of bad ones means nothing
 NUM_EXAMPLES = 5
+NUM_PLANS_AHEAD = 32
 SKIP_REASONS = ("bad", "too_short", "too_long", "bad_text", "too_many_labels")
 
 
@@ -60,6 +64,13 @@ class Report:
             if len(self.examples[skip.reason]) < NUM_EXAMPLES:
                 self.examples[skip.reason].append(skip.message)
 
+    @classmethod
+    def sum_of(cls, reports: "Sequence[Report]") -> "Report":
+        """One report of what several ranks have seen."""
+        skipped = {reason: sum(report.skipped[reason] for report in reports) for reason in SKIP_REASONS}
+        examples = {r: [e for report in reports for e in report.examples[r]][:NUM_EXAMPLES] for r in SKIP_REASONS}
+        return cls(sum(report.rows for report in reports), skipped, examples)
+
     def refuse_too_many_bad(self, max_bad_fraction: float) -> None:
         """ValueError if more than `max_bad_fraction` of at least `NUM_ROWS_TO_JUDGE` rows could not be decoded."""
         num_bad = self.skipped["bad"]
@@ -88,9 +99,13 @@ class BatchSettings:
         max_seconds: longer rows are cropped or, without `crop`, left out; `batch_seconds` by default. With infinity
             nothing is too long, and what exceeds `batch_seconds` is a batch by itself.
         crop: cut all rows of a batch, at random places, to the shortest of them and at most `max_seconds`.
-        shuffle_window: so many rows are shuffled, sorted by length and batched together; all of a window's metadata,
-            and its audio if the source is parquet, tar or on the Hub, is in memory. 0 keeps the order of the source.
+        shuffle_window: so many rows are shuffled, sorted by length and batched together; the metadata of two windows,
+            and their audio if the source is parquet, tar or on the Hub, are in memory. 0 keeps the order of the
+            source.
+        same_speaker: only rows of one `speaker_id` stand in a batch.
         rank, world_size: this process takes every `world_size`-th batch.
+        num_streams: parts that the shards are dealt to, from which batches come in turn. Nothing means one, or one per
+            process where reading the rows of others would cost as much as reading one's own.
         num_epochs: None is without end.
         max_bad_fraction: more rows without usable audio than this share stop the iteration.
         on_bad_text: "skip" leaves out rows without text or with letters outside the vocabulary, "error" stops at one.
@@ -103,8 +118,10 @@ class BatchSettings:
     max_seconds: float | None = None
     crop: bool = False
     shuffle_window: int = 2048
+    same_speaker: bool = False
     rank: int = 0
     world_size: int = 1
+    num_streams: int | None = None
     num_epochs: int | None = None
     max_bad_fraction: float = 0.01
     on_bad_text: str = "skip"
@@ -122,6 +139,12 @@ class BatchSettings:
             )
         if self.shuffle_window < 0:
             raise ValueError(f"shuffle_window: expected a number of rows or 0, got {self.shuffle_window}.")
+        if self.same_speaker and not self.shuffle_window:
+            raise ValueError("same_speaker needs a shuffle_window to find rows of one speaker in, got 0.")
+        if (self.num_streams or 1) > 1 and self.num_epochs is not None:
+            raise ValueError(f"num_streams: only 1 goes with num_epochs = {self.num_epochs}, got {self.num_streams}.")
+        if (self.num_streams or 1) < 1:
+            raise ValueError(f"num_streams: expected at least 1, got {self.num_streams}.")
         if self.on_bad_text not in ("skip", "error"):
             raise ValueError(f"on_bad_text: expected 'skip' or 'error', got {self.on_bad_text!r}.")
 
@@ -141,99 +164,187 @@ class BatchSettings:
 
 
 @dataclass(frozen=True)
-class Position:
-    """The next batch is number `batch` of `window` in `epoch`; over all ranks and epochs, `index` came before it."""
-
-    epoch: int = 0
-    window: int = 0
-    batch: int = 0
-    index: int = 0
-
-
-@dataclass(frozen=True)
 class PlannedRow:
-    """`row`, the `number`-th of all sources together, and how long it will be in the batch."""
+    """`row`, its number among all rows of all sources, its epoch, and how long it will be in the batch."""
 
     number: int
     row: Row
     seconds: float
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
-class BatchPlan:
-    """The rows of batch `index`, the rows left out on the way to it, and the position after it."""
+class StreamPlan:
+    """The rows of a batch of one stream, the rows left out since the one before, and the position after it."""
 
-    index: int
-    epoch: int
     rows: list[PlannedRow]
     skips: list[Skip]
     following: Position
 
 
-class Planner:
-    """The plans of one rank from `start` on; iterating reads metadata, and file headers where they lack durations."""
+@dataclass(frozen=True)
+class BatchPlan:
+    """A plan and its `index` among the batches of all streams."""
 
-    def __init__(self, sources: list[RowSource], settings: BatchSettings, start: Position):
-        self.sources, self.settings, self.start = sources, settings, start
-        self.skips: list[Skip] = []  # left out since the last plan of this rank
-        self.scanned = Report()  # all rows planned, whatever their rank
+    index: int
+    rows: list[PlannedRow]
+    skips: list[Skip]
+    following: Position
 
-    def __iter__(self) -> Iterator[BatchPlan]:
-        settings, start = self.settings, self.start
-        kept = None
-        if settings.budget_seconds is not None:
-            kept = rows_in_budget(self._rows(), settings.budget_seconds, settings.budget_seed)
-        # The window of `start` is planned again, and the batches before `start` are passed over.
-        index = start.index - start.batch
-        for epoch in count(start.epoch):
-            if settings.num_epochs is not None and epoch >= settings.num_epochs:
+    @property
+    def epoch(self) -> int:
+        return self.rows[0].epoch
+
+
+class StreamPlanner:
+    """The plans of one stream from `start` on, made of metadata, and of file headers where they lack durations."""
+
+    def __init__(self, parts: list[Part], order: Order, settings: BatchSettings, stream: int, start: Position):
+        self.parts, self.order, self.settings, self.stream = parts, order, settings, stream
+        self.start = start if start.cursors else Position(tuple(Cursor() for _ in parts))
+        self.skips: list[Skip] = []  # left out since the last plan
+        self.scanned = Report()  # all rows planned
+        self.turn = self.start.turn  # of the plan that comes next
+        self._plans = iter(self)
+
+    def plan(self, turn: int) -> StreamPlan | None:
+        """The plan of `turn`, passing over those before it; None if the stream ends."""
+        while (plan := next(self._plans, None)) is not None:
+            self.turn += 1
+            if self.turn > turn:
+                return plan
+        return None
+
+    def __iter__(self) -> Iterator[StreamPlan]:
+        start = self.start
+        turn, number = start.turn - start.batch, start.window
+        # only of a whole epoch can it be said that nothing in it is of use
+        judged, in_epoch = start == Position(tuple(Cursor() for _ in self.parts)), 0
+        for window in windows(self.parts, self.order, self.stream, start.cursors, start.window):
+            if self.settings.num_epochs is not None and window.begin[0].epoch >= self.settings.num_epochs:
                 return
-            first_window = start.window if epoch == start.epoch else 0
-            index_before = index
-            for window, rows in self._windows(first_window, kept):
-                for number, batch in enumerate(self._plan_window(epoch, window, rows), start=1):
-                    if index % settings.world_size == settings.rank:
-                        skips, self.skips = self.skips, []
-                        if index >= start.index:
-                            yield BatchPlan(index, epoch, batch, skips, Position(epoch, window, number, index + 1))
-                    index += 1
-            if index == index_before and first_window == 0:
-                self.scanned.refuse_nothing_used()
+            for place, batch in enumerate(self._plan_window(window), start=1):
+                # those before `start` in its window are planned again, to be passed over
+                skips, self.skips = self.skips, []
+                turn, in_epoch = turn + 1, in_epoch + 1
+                if turn > start.turn:
+                    yield StreamPlan(batch, skips, Position(window.begin, number, place, turn))
+            number += 1
+            if window.ends_epoch:
+                if judged and not in_epoch and (self.order.num_streams == 1 or self.scanned.rows >= NUM_ROWS_TO_JUDGE):
+                    self.scanned.refuse_nothing_used()
+                judged, in_epoch = True, 0
 
-    def _rows(self) -> Iterator[Row]:
-        return chain.from_iterable(source.rows() for source in self.sources)
-
-    def _windows(self, first: int, kept: set[int] | None) -> Iterator[tuple[int, list[tuple[int, Row]]]]:
-        size = self.settings.shuffle_window or NUM_ROWS_UNSHUFFLED
-        numbered = (item for item in enumerate(self._rows()) if kept is None or item[0] in kept)
-        numbered = islice(numbered, first * size, None)
-        for window in count(first):
-            rows = list(islice(numbered, size))
-            if not rows:
-                return
-            yield window, rows
-
-    def _plan_window(self, epoch: int, window: int, rows: list[tuple[int, Row]]) -> list[list[PlannedRow]]:
+    def _plan_window(self, window: Window) -> list[list[PlannedRow]]:
         settings, planned, skips = self.settings, [], []
-        for number, row in rows:
+        for ordered in window.rows:
+            row = ordered.row
             try:
                 seconds = _duration_seconds(row)
                 settings.refuse_length(row.id, seconds)
-                planned.append(PlannedRow(number, row, min(seconds, settings.longest_seconds)))
+                length = min(seconds, settings.longest_seconds)
+                planned.append(PlannedRow(ordered.number, row, length, ordered.epoch))
             except UnusableRow as error:
                 skips.append(error.skip)
-                if number % settings.world_size == settings.rank:
-                    self.skips.append(error.skip)
-        self.scanned.count(len(rows), skips)
+        self.skips += skips
+        self.scanned.count(len(window.rows), skips)
         self.scanned.refuse_too_many_bad(settings.max_bad_fraction)
         if not settings.shuffle_window:
             return cut_into_batches(planned, settings.batch_seconds)
-        generator = settings.generator("order", epoch, window)
+        places = [(cursor.epoch, cursor.shard, cursor.row) for cursor in window.begin]
+        generator = settings.generator("order", self.stream, *places)
         generator.shuffle(planned)
         planned.sort(key=lambda row: math.log(max(row.seconds, 0.01)) // LENGTH_STEP)
-        batches = cut_into_batches(planned, settings.batch_seconds)
+        batches = []
+        for group in by_speaker(planned) if settings.same_speaker else [planned]:
+            batches += cut_into_batches(group, settings.batch_seconds)
         generator.shuffle(batches)
         return batches
+
+
+class Planner:
+    """The plans of one rank from `state` on."""
+
+    def __init__(self, sources: list[RowSource], settings: BatchSettings, state: RankState):
+        self.sources, self.settings, self.state = sources, settings, state
+        self.skips: list[Skip] = []  # left out at the very end, if they are this rank's to count
+
+    def __iter__(self) -> Iterator[BatchPlan]:
+        settings, state = self.settings, self.state
+        parts = parts_of(self.sources)
+        if settings.num_epochs is not None and len(parts) > 1:
+            raise ValueError(
+                "source.weight: sources with weights have no common epoch, so that num_epochs must be None."
+            )
+        order = self._order()
+        streams: dict[int, StreamPlanner] = {}
+        for index in state.deal.indices(settings.rank, state.following):
+            stream, turn = index % state.num_streams, index // state.num_streams
+            if stream not in streams:
+                streams[stream] = StreamPlanner(parts, order, settings, stream, state.position(stream))
+            plan = streams[stream].plan(turn)
+            if plan is None:
+                # there is one stream then, and its last rows are counted by the rank of the batch that never came
+                if streams[stream].turn == turn:
+                    self.skips = streams[stream].skips
+                return
+            yield BatchPlan(index, plan.rows, plan.skips, plan.following)
+
+    def _order(self) -> Order:
+        settings, kept = self.settings, None
+        if settings.budget_seconds is not None:
+            rows = chain.from_iterable(source.rows() for source in self.sources)
+            places = rows_in_budget(rows, settings.budget_seconds, settings.budget_seed)
+            kept = {number for place, number in enumerate(row_numbers(self.sources)) if place in places}
+        shuffled = settings.shuffle_window > 0
+        window_size = settings.shuffle_window or NUM_ROWS_UNSHUFFLED
+        return Order(settings.seed, window_size, shuffled, self.state.num_streams, kept)
+
+
+def ahead(items: Iterator, num: int) -> Iterator:
+    """`items`, up to `num` of them made before they are asked for, in a thread that ends when nobody asks any more."""
+    made, stop = Queue(maxsize=num), Event()
+
+    def put(item) -> bool:
+        while not stop.is_set():
+            try:
+                made.put(item, timeout=0.1)
+                return True
+            except Full:
+                continue
+        return False
+
+    def make():
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((None, StopIteration()))
+        except BaseException as error:  # whatever it is, it belongs to the one who waits
+            put((None, error))
+
+    Thread(target=make, daemon=True, name="planner").start()
+    try:
+        while True:
+            item, error = made.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        stop.set()
+
+
+def by_speaker(rows: list[PlannedRow]) -> list[list[PlannedRow]]:
+    """`rows` of each `speaker_id`, in the order in which they came; ValueError for a row without."""
+    nobody = next((row.row.id for row in rows if row.row.extra.get("speaker_id") is None), None)
+    if nobody is not None:
+        raise ValueError(f"same_speaker needs a column speaker_id, which {nobody} has not.")
+    groups: dict = {}
+    for row in rows:
+        groups.setdefault(str(row.row.extra["speaker_id"]), []).append(row)
+    return list(groups.values())
 
 
 def _duration_seconds(row: Row) -> float:

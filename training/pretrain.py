@@ -165,8 +165,8 @@ def main(recipe: Recipe) -> dict:
         **batch_settings(recipe, rank=accelerator.process_index, world_size=accelerator.num_processes),
     )
 
-    def save(model: nn.Module, folder: Path):
-        model.save_pretrained(folder)
+    def save(model: nn.Module, folder: Path, weights: dict | None):
+        model.save_pretrained(folder, state_dict=weights)
         feature_extractor.save_pretrained(folder)
 
     stage = Stage(

@@ -118,7 +118,7 @@ def main(recipe: Recipe) -> dict:
     """Runs the stage; returns its summary."""
     if recipe.architecture != ARCHITECTURE:
         raise ValueError(f"architecture must be {ARCHITECTURE} in pre-training on codes, got {recipe.architecture!r}.")
-    of_audio = ["batch_seconds", "min_seconds", "max_seconds", "budget_seconds", "text_case"]
+    of_audio = ["batch_seconds", "min_seconds", "max_seconds", "budget_seconds", "text_case", "same_speaker"]
     of_audio += ["augmentation", "augment_past_only"]
     of_others = ["gumbel_temperature", "codebook", "frozen_encoder_steps", "linear_segmentation_steps"]
     refuse_settings(
@@ -142,11 +142,12 @@ def main(recipe: Recipe) -> dict:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         shuffle_window=recipe.data.shuffle_window,
+        num_streams=recipe.data.num_streams,
         num_workers=recipe.data.num_workers,
     )
 
-    def save(model: nn.Module, folder: Path):
-        model.save_pretrained(folder)
+    def save(model: nn.Module, folder: Path, weights: dict | None):
+        model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
 
     stage = Stage(

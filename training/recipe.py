@@ -28,12 +28,15 @@ class DataRecipe:
     """Where speech comes from and how it is cut into batches.
 
     Args:
-        train: a path or Hub id, a mapping `{path, name, split}`, or a list of those.
+        train: a path or Hub id, a mapping `{path, name, split, weight}`, or a list of those.
         evaluation: the same; its default split is "dev" or what the mapping says.
         batch_seconds: audio in one batch of one process, rows times the longest row.
         min_seconds, max_seconds: shorter clips are left out; longer ones are cropped in pre-training, left out in
             fine-tuning.
         shuffle_window: rows among which lengths are sorted and batches shuffled.
+        same_speaker: only clips of one `speaker_id` stand in a batch, as CPC's negatives of the same speaker want it.
+        num_streams: into so many parts shards are dealt, from which batches come in turn; nothing means one per
+            process for parquet, tar and Hub, and one for everything else.
         budget_seconds: train on so much of the data only, taken in an order drawn from `budget_seed`.
         text_case: "upper", "lower" or nothing: what is done to transcripts.
         max_bad_fraction: a larger share of clips that cannot be read stops the run.
@@ -49,6 +52,8 @@ class DataRecipe:
     min_seconds: float = 0.1
     max_seconds: float = 20.0
     shuffle_window: int = 1000
+    same_speaker: bool = False
+    num_streams: int | None = None
     num_workers: int = 1
     budget_seconds: float | None = None
     budget_seed: int = 0
@@ -122,15 +127,17 @@ class RunRecipe:
 
     Args:
         output_dir: the folder of logs, checkpoints and the finished model.
-        resume: go on from the newest complete checkpoint in `output_dir`, if there is one.
+        resume: go on from the newest complete checkpoint in `output_dir`, if there is one. A folder or Hub id of
+            another run means its newest checkpoint where `output_dir` has none.
         evaluation_every_steps, checkpoint_every_steps: 0 means at the end only.
         best_metric: evaluation number whose lowest value marks the best model; nothing means the stage's own.
+        keep_checkpoints: so many of the newest stay, and that of the best step.
         trackers: Accelerate's names, such as tensorboard or wandb. `log.jsonl` is always written.
     """
 
     output_dir: str = MISSING
     seed: int = 1
-    resume: bool = True
+    resume: Any = True
     log_every_steps: int = 50
     evaluation_every_steps: int = 5000
     checkpoint_every_steps: int = 5000
@@ -217,6 +224,8 @@ def check_recipe(recipe: Recipe):
     for name in ("num_steps", "gradient_accumulation_steps"):
         if getattr(optimization, name) < 1:
             raise ValueError(f"optimization.{name} must be at least 1, got {getattr(optimization, name)}.")
+    if not isinstance(recipe.run.resume, bool | str) or recipe.run.resume == "":
+        raise ValueError(f"run.resume must be true, false, a folder or a Hub id, got {recipe.run.resume!r}.")
     if recipe.run.keep_checkpoints < 1:
         raise ValueError(f"run.keep_checkpoints must be at least 1, got {recipe.run.keep_checkpoints}.")
     if recipe.data.min_seconds > recipe.data.max_seconds:
@@ -227,7 +236,9 @@ def check_recipe(recipe: Recipe):
     augmentation_of(recipe)
     as_sources(recipe.data.train)
     if recipe.data.evaluation is not None:
-        as_sources(recipe.data.evaluation)
+        weighted = [source.path for source in as_sources(recipe.data.evaluation) if source.weight is not None]
+        if weighted:
+            raise ValueError(f"data.evaluation takes every row once and no weight, got one for {', '.join(weighted)}.")
 
 
 def learning_rates(optimization: OptimizationRecipe):
@@ -269,7 +280,8 @@ def augmentation_of(recipe: Recipe) -> Augmentation | None:
 def batch_settings(recipe: Recipe, *, rank: int, world_size: int) -> dict[str, Any]:
     """What the training batches of any stage are made by, as `SpeechBatches` takes it."""
     data = recipe.data
-    names = ("batch_seconds", "min_seconds", "max_seconds", "shuffle_window", "num_workers", "max_bad_fraction")
+    names = ("batch_seconds", "min_seconds", "max_seconds", "shuffle_window", "same_speaker", "num_streams")
+    names += ("num_workers", "max_bad_fraction")
     budget = {"budget_seconds": data.budget_seconds, "budget_seed": data.budget_seed}
     given = {name: getattr(data, name) for name in names}
     ours = {"seed": recipe.run.seed, "rank": rank, "world_size": world_size}

@@ -16,6 +16,9 @@ A source is three words, `path`, `name` and `split`. What stands at `path` decid
 is the split of a Hub data set or such a corpus, a sub-folder, or the first word of the parquet and tar files of a
 folder (`train-00000.parquet`); a single file is read whole.
 Nothing is copied or cached, and no audio is decoded here.
+
+A source comes in shards, which can be read in any order, each from any of its rows on: a tar, a row group of parquet,
+a shard of a Hub data set, `ROWS_PER_STRETCH` lines of a manifest or files of audio.
 """
 
 import csv
@@ -25,10 +28,11 @@ import math
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
-from itertools import chain, groupby
+from functools import cached_property, partial
+from itertools import chain, groupby, islice
 from pathlib import Path, PurePosixPath
 
 SUFFIXES = {
@@ -40,6 +44,9 @@ SUFFIXES = {
 FILE_COLUMNS = ("file_name", "path", "audio_filepath")
 TEXT_COLUMNS = ("text", "sentence", "transcript", "transcription")
 DURATION_COLUMNS = ("duration", "duration_seconds")
+ROWS_PER_STRETCH = 32
+# Kinds whose rows come with their audio, so that reading rows for another process costs as much as for one's own
+KINDS_WITH_AUDIO = ("parquet", "tar", "hub")
 SPLIT_NAMES = ("train", "dev", "valid", "validation", "test")
 ACCEPTED_PATHS = (
     "a folder with metadata.jsonl or metadata.csv (or in its sub-folder of the split's name), a folder of parquet, tar"
@@ -53,19 +60,23 @@ class Source:
     """One corpus; the head of this file says what `path`, `name` and `split` mean.
 
     `text_column` is the column to take as the text instead of the usual ones: strings, or lists of symbols such as the
-    phones, which are joined by blanks.
+    phones, which are joined by blanks. `weight` is its share of the rows where several sources are mixed; without
+    weights each comes as often as it has rows.
     """
 
     path: str
     name: str | None = None
     split: str = "train"
     text_column: str | None = None
+    weight: float | None = None
 
     def __post_init__(self):
         if not self.path:
             raise ValueError(f"source.path is empty; accepted is {ACCEPTED_PATHS}.")
         if not re.fullmatch(r"\w[\w.-]*", self.split):
             raise ValueError(f"source.split: expected one name (slices can't be streamed), got {self.split!r}.")
+        if self.weight is not None and not 0 < self.weight < math.inf:
+            raise ValueError(f"source.weight: expected a number above 0, got {self.weight!r}.")
 
 
 @dataclass(frozen=True)
@@ -85,15 +96,28 @@ class Row:
 
 
 @dataclass(frozen=True)
-class RowSource:
-    """A source that was found and its kind ("hub", "ldc" or a key of `SUFFIXES`).
+class Shard:
+    """`rows(begin)` streams the rows from number `begin` on, always in the same order."""
 
-    Every call of `rows()` streams all rows from the start, in the same order.
-    """
+    rows: Callable[[int], Iterator[Row]]
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """A source that was found and its kind ("hub", "ldc" or a key of `SUFFIXES`)."""
 
     source: Source
     kind: str
-    rows: Callable[[], Iterator[Row]]
+    find_shards: Callable[[], list[Shard]]
+
+    @cached_property
+    def shards(self) -> list[Shard]:
+        """All shards, in the order of the source; found when first asked for."""
+        return self.find_shards()
+
+    def rows(self) -> Iterator[Row]:
+        """Streams all rows from the start, in the order of the source."""
+        return chain.from_iterable(shard.rows(0) for shard in self.shards)
 
 
 def as_sources(value, *, split: str = "train") -> list[Source]:
@@ -107,7 +131,7 @@ def as_sources(value, *, split: str = "train") -> list[Source]:
     if isinstance(value, str | Path):
         return [Source(str(value), split=split)]
     if isinstance(value, Mapping) and value.get("path") and set(value) <= set(known):
-        return [Source(str(value["path"]), value.get("name"), value.get("split") or split, value.get("text_column"))]
+        return [Source(**{**value, "path": str(value["path"]), "split": value.get("split") or split})]
     if isinstance(value, Sequence) and value:
         return [source for item in value for source in as_sources(item, split=split)]
     raise ValueError(f"source: expected a path, a mapping of {', '.join(known)}, or a list, got {value!r}.")
@@ -127,12 +151,17 @@ def open_source(source: Source) -> RowSource:
         ValueError: nothing readable is there, the split isn't, or `name` is given to something without configurations.
     """
     found = _find(source)
-    return found if source.text_column is None else replace(found, rows=partial(_rows_with_text, found))
+    if source.text_column is None:
+        return found
+
+    def find_shards() -> list[Shard]:
+        return [Shard(partial(_rows_with_text, shard, source.text_column)) for shard in found.shards]
+
+    return replace(found, find_shards=find_shards)
 
 
-def _rows_with_text(found: RowSource) -> Iterator[Row]:
-    column = found.source.text_column
-    for row in found.rows():
+def _rows_with_text(shard: Shard, column: str, begin: int) -> Iterator[Row]:
+    for row in shard.rows(begin):
         text = row.extra.get(column)
         if isinstance(text, list) and all(isinstance(symbol, str) for symbol in text):
             text = " ".join(text)
@@ -147,23 +176,27 @@ def _rows_with_text(found: RowSource) -> Iterator[Row]:
 def _find(source: Source) -> RowSource:
     path = Path(source.path).expanduser()
     if path.is_dir() and source.name is not None:
-        return RowSource(source, "ldc", _read_corpus(path, source))
+        return RowSource(source, "ldc", partial(_one_shard, _read_corpus(path, source)))
     if path.is_dir():
-        kind, rows = _read_folder(path, source.split)
+        kind, find_shards = _read_folder(path, source.split)
     elif path.is_file():
-        kind, rows = _read_files([path], root=path.parent)
+        kind, find_shards = _read_files([path], root=path.parent)
     elif re.search(r"[*?[]", source.path):
         files = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-        kind, rows = _read_files(files, root=Path(os.path.commonpath([file.parent for file in files] or [""])))
+        kind, find_shards = _read_files(files, root=Path(os.path.commonpath([file.parent for file in files] or [""])))
     elif re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source.path) and _kind(path) is None:
-        return RowSource(source, "hub", partial(_dataset_rows, _open_hub(source), source.path))
+        return RowSource(source, "hub", partial(_dataset_shards, _open_hub(source), source.path))
     else:
         raise ValueError(f"source.path: nothing at {source.path!r}; accepted is {ACCEPTED_PATHS}.")
-    if rows is None:
+    if find_shards is None:
         raise ValueError(f"source.path: nothing to read as {kind} at {source.path!r}; accepted is {ACCEPTED_PATHS}.")
     if source.name is not None:
         raise ValueError(f"source.name: {source.name!r} given, but {source.path!r} is not a Hub data set.")
-    return RowSource(source, kind, rows)
+    return RowSource(source, kind, find_shards)
+
+
+def _one_shard(rows: Callable[[], Iterator[Row]]) -> list[Shard]:
+    return [Shard(lambda begin: islice(rows(), begin, None))]
 
 
 def _read_corpus(folder: Path, source: Source):
@@ -208,19 +241,28 @@ def _files_of_split(files: list[Path], split: str) -> list[Path]:
 
 
 def _read_files(files: list[Path], root: Path):
-    """The kind of `files` and a function that streams their rows."""
+    """The kind of `files` and a function that finds their shards."""
     kinds = {_kind(file) for file in files}
     if len(kinds) != 1 or None in kinds:
         return " and ".join(sorted(str(kind or "an unknown kind") for kind in kinds)) or "anything", None
     match kind := kinds.pop():
         case "manifest":
-            return kind, lambda: chain.from_iterable(map(_manifest_rows, files))
+            return kind, lambda: [shard for file in files for shard in _manifest_shards(file)]
         case "parquet":
-            return kind, partial(_parquet_rows, files)
+            return kind, partial(_parquet_shards, files)
         case "tar":
-            return kind, lambda: chain.from_iterable(map(_tar_rows, files))
+            return kind, lambda: [Shard(partial(_tar_rows, file)) for file in files]
         case "audio":
-            return kind, lambda: (Row(_stem(file.relative_to(root)), str(file)) for file in files)
+            return kind, partial(_audio_shards, files, root)
+
+
+def _audio_shards(files: list[Path], root: Path) -> list[Shard]:
+    stretches = (files[begin : begin + ROWS_PER_STRETCH] for begin in range(0, len(files), ROWS_PER_STRETCH))
+    return [Shard(partial(_audio_rows, stretch, root)) for stretch in stretches]
+
+
+def _audio_rows(files: list[Path], root: Path, begin: int) -> Iterator[Row]:
+    return (Row(_stem(file.relative_to(root)), str(file)) for file in files[begin:])
 
 
 def _kind(path: Path) -> str | None:
@@ -252,8 +294,59 @@ def _row(record: Mapping, audio: str | bytes, default_id: str, where: str) -> Ro
     return Row(default_id if row_id is None else str(row_id), audio, text, duration, extra)
 
 
-def _manifest_rows(manifest: Path) -> Iterator[Row]:
-    for line, record in _manifest_records(manifest):
+@dataclass(frozen=True)
+class Stretch:
+    """`ROWS_PER_STRETCH` rows of a manifest: where they begin, in bytes and in lines, and the columns of a table."""
+
+    offset: int
+    lines_before: int
+    columns: tuple[str, ...] | None
+
+
+def _manifest_shards(manifest: Path) -> list[Shard]:
+    """A shard per `ROWS_PER_STRETCH` rows; only their places in the file are kept."""
+    return [Shard(partial(_manifest_rows, manifest, stretch)) for stretch in _stretches(manifest)]
+
+
+def _stretches(manifest: Path) -> Iterator[Stretch]:
+    with CountedLines(manifest) as lines:
+        is_table = manifest.suffix.lower() != ".jsonl"
+        records = csv.reader(lines, **_dialect(manifest)) if is_table else lines
+        columns = tuple(next(records, ())) if is_table else None
+        while True:
+            stretch = Stretch(lines.num_bytes, lines.num_lines, columns)
+            if not sum(1 for _ in islice(records, ROWS_PER_STRETCH)):
+                return
+            yield stretch
+
+
+class CountedLines:
+    """The lines of a text file from a byte on, and how far they were read."""
+
+    def __init__(self, path: Path, offset: int = 0, num_lines: int = 0):
+        self.file, self.num_bytes, self.num_lines = open(path, "rb"), offset, num_lines  # noqa: SIM115
+        self.file.seek(offset)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self.file)
+        # some programs begin a file with a mark of its encoding
+        text = line.decode("utf-8-sig" if self.num_bytes == 0 else "utf-8")
+        self.num_bytes += len(line)
+        self.num_lines += 1
+        return text
+
+    def __enter__(self) -> "CountedLines":
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+
+def _manifest_rows(manifest: Path, stretch: Stretch, begin: int) -> Iterator[Row]:
+    for line, record in islice(_manifest_records(manifest, stretch), begin, None):
         where = f"{manifest}, line {line}"
         column = next((column for column in FILE_COLUMNS if isinstance(record.get(column), str)), None)
         if column is None or None in record:
@@ -271,19 +364,29 @@ def _beneath(root: Path, name: str, where: str) -> str:
     return str(path)
 
 
-def _manifest_records(manifest: Path) -> Iterator[tuple[int, dict]]:
-    with open(manifest, encoding="utf-8-sig", newline="") as lines:
-        if manifest.suffix.lower() == ".jsonl":
-            for number, line in enumerate(lines, start=1):
+def _manifest_records(manifest: Path, stretch: Stretch) -> Iterator[tuple[int, dict]]:
+    """The line at which each record of a stretch ends, and the record."""
+    with CountedLines(manifest, stretch.offset, stretch.lines_before) as lines:
+        if stretch.columns is None:
+            for line in islice(lines, ROWS_PER_STRETCH):
                 if line.strip():
-                    yield number, _parse_json(line, f"{manifest}, line {number}")
-        elif manifest.suffix.lower() == ".csv":
-            reader = csv.DictReader(lines)
-            yield from ((reader.line_num, record) for record in reader)
-        else:
-            # As Common Voice writes them: a quotation mark in a tsv is a character of the sentence.
-            reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-            yield from ((reader.line_num, record) for record in reader)
+                    yield lines.num_lines, _parse_json(line, f"{manifest}, line {lines.num_lines}")
+            return
+        # the rows of a stretch were counted by a reader that sees empty lines, which one of dictionaries passes over
+        for values in islice(csv.reader(lines, **_dialect(manifest)), ROWS_PER_STRETCH):
+            if values:
+                yield lines.num_lines, _record(stretch.columns, values)
+
+
+def _record(columns: tuple[str, ...], values: list[str]) -> dict:
+    """As csv.DictReader has it: what is too much stands under None, what is missing is None."""
+    record = dict(zip(columns, values, strict=False)) | dict.fromkeys(columns[len(values) :])
+    return record if len(values) <= len(columns) else {**record, None: values[len(columns) :]}
+
+
+def _dialect(manifest: Path) -> dict:
+    # As Common Voice writes them: a quotation mark in a tsv is a character of the sentence.
+    return {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if manifest.suffix.lower() == ".tsv" else {}
 
 
 def _parse_json(text: str | bytes, where: str) -> dict:
@@ -296,12 +399,30 @@ def _parse_json(text: str | bytes, where: str) -> dict:
     return record
 
 
-def _parquet_rows(files: Iterable[Path]) -> Iterator[Row]:
-    from datasets import load_dataset
+def _parquet_shards(files: Iterable[Path]) -> list[Shard]:
+    """A shard per row group; a footer tells how many there are."""
+    import pyarrow.parquet as pq
 
-    files = [str(file) for file in files]
-    dataset = load_dataset("parquet", data_files={"train": files}, split="train", streaming=True)
-    return _dataset_rows(dataset, files[0], root=Path(files[0]).parent)
+    shards, num_rows = [], 0
+    for path in files:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                shards.append(Shard(partial(_parquet_rows, path, group, num_rows)))
+                num_rows += file.metadata.row_group(group).num_rows
+    return shards
+
+
+def _parquet_rows(path: Path, group: int, rows_before: int, begin: int) -> Iterator[Row]:
+    import pyarrow.parquet as pq
+
+    number = 0
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        for batch in file.iter_batches(ROWS_PER_STRETCH, row_groups=[group]):
+            skipped = min(max(begin - number, 0), len(batch))
+            records = batch.slice(skipped).to_pylist()
+            for place, record in enumerate(records, start=rows_before + number + skipped):
+                yield _dataset_row(record, str(place), f"{path}, row {place}", root=path.parent)
+            number += len(batch)
 
 
 def _open_hub(source: Source):
@@ -316,30 +437,21 @@ def _open_hub(source: Source):
         ) from error
 
 
-def _dataset_rows(dataset, where: str, root: Path | None = None) -> Iterator[Row]:
-    """Rows of a table; audio that is only a path lies beneath `root`, and there is none without it, as on the Hub."""
+def _dataset_shards(dataset, where: str) -> list[Shard]:
     from datasets import Audio
 
     for column, feature in (dataset.features or {}).items():
         if isinstance(feature, Audio):
             dataset = dataset.cast_column(column, Audio(decode=False))
+    return [Shard(partial(_dataset_rows, dataset, where, number)) for number in range(dataset.num_shards)]
+
+
+def _dataset_rows(dataset, where: str, shard: int, begin: int) -> Iterator[Row]:
+    prefix = f"{shard}-" if dataset.num_shards > 1 else ""
+    part = dataset.shard(dataset.num_shards, shard)
     try:
-        for number, record in enumerate(dataset):
-            if not {"audio", "codes"} & set(record):
-                raise ValueError(f"{where}: expected a column 'audio', or 'codes', got {list(record)}.")
-            audio = record.pop("audio", None)
-            if not isinstance(audio, Mapping):
-                audio = {"path": audio}
-            path, content = audio.get("path"), audio.get("bytes") or b""
-            default_id = _stem(PurePosixPath(path)) if path else str(number)
-            in_row = f"{where}, row {number}"
-            if path and not content and "codes" not in record:
-                if root is None:
-                    raise ValueError(
-                        f"{in_row}: the audio is the path {path!r}, and a data set of the Hub must bring it."
-                    )
-                content = _beneath(root, path, in_row)
-            yield _row(record, content, default_id, in_row)
+        for number, record in enumerate(part.skip(begin) if begin else part, start=begin):
+            yield _dataset_row(record, f"{prefix}{number}", f"{where}, row {prefix}{number}")
     except ImportError as error:
         # Only the parquet builder of `datasets` hands out undecoded audio without torchcodec.
         raise ValueError(
@@ -348,24 +460,51 @@ def _dataset_rows(dataset, where: str, root: Path | None = None) -> Iterator[Row
         ) from error
 
 
-def _tar_rows(shard: Path) -> Iterator[Row]:
+def _dataset_row(record: dict, default_id: str, where: str, root: Path | None = None) -> Row:
+    """A row of a table; audio that is only a path lies beneath `root`, and there is none without it, as on the Hub."""
+    if not {"audio", "codes"} & set(record):
+        raise ValueError(f"{where}: expected a column 'audio', or 'codes', got {list(record)}.")
+    audio = record.pop("audio", None)
+    if not isinstance(audio, Mapping):
+        audio = {"path": audio}
+    path, content = audio.get("path"), audio.get("bytes") or b""
+    row_id = _stem(PurePosixPath(path)) if path else default_id
+    if path and not content and "codes" not in record:
+        if root is None:
+            raise ValueError(f"{where}: the audio is the path {path!r}, and a data set of the Hub must bring it.")
+        content = _beneath(root, path, where)
+    return _row(record, content, row_id, where)
+
+
+def _tar_rows(shard: Path, begin: int) -> Iterator[Row]:
     """Rows of a tar, each from the neighbouring members that share a stem; the tar is streamed, never extracted."""
     has_audio: dict[str, bool] = {}
+    number = 0
     try:
-        with tarfile.open(shard, "r|*") as tar:
+        with tarfile.open(shard, "r:*") as tar:
             for stem, members in groupby(_checked_members(tar, shard), key=lambda m: _stem(PurePosixPath(m.name))):
-                contents = {PurePosixPath(m.name).suffix.lower(): tar.extractfile(m).read() for m in members}
+                contents = {
+                    # read now, while the file stands here: a compressed one cannot go back
+                    PurePosixPath(m.name).suffix.lower(): tar.extractfile(m).read() if number >= begin else b""
+                    for m in members
+                }
                 audio = next((contents[suffix] for suffix in SUFFIXES["audio"] if suffix in contents), None)
                 if has_audio.setdefault(stem, audio is not None) != (audio is not None):
                     raise ValueError(f"{shard}: the members of {stem!r} must follow each other.")
-                if audio is not None:
-                    where = f"{shard}, {stem}"
-                    record = _parse_json(contents.get(".json", b"{}"), where)
-                    if ".txt" in contents:
-                        record["text"] = contents[".txt"].decode("utf-8").strip()
-                    yield _row(record, audio, stem, where)
-    except (tarfile.TarError, EOFError) as error:
+                if audio is None:
+                    continue
+                if number >= begin:
+                    yield _tar_row(contents, audio, stem, f"{shard}, {stem}")
+                number += 1
+    except (tarfile.TarError, EOFError, zlib.error) as error:
         raise ValueError(f"{shard}: not a whole tar file: {error}.") from error
+
+
+def _tar_row(contents: dict[str, bytes], audio: bytes, stem: str, where: str) -> Row:
+    record = _parse_json(contents.get(".json", b"{}"), where)
+    if ".txt" in contents:
+        record["text"] = contents[".txt"].decode("utf-8").strip()
+    return _row(record, audio, stem, where)
 
 
 def _checked_members(tar: tarfile.TarFile, shard: Path) -> Iterator[tarfile.TarInfo]:
@@ -374,5 +513,6 @@ def _checked_members(tar: tarfile.TarFile, shard: Path) -> Iterator[tarfile.TarI
             raise ValueError(f"{shard}: member {member.name!r} points out of the tar; such shards are refused.")
         if not member.isfile() and not member.isdir():
             raise ValueError(f"{shard}: member {member.name!r} is a link or a device; such shards are refused.")
+        tar.members = []  # or it would remember all that it has passed
         if member.isfile() and not PurePosixPath(member.name).name.startswith("."):
             yield member

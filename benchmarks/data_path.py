@@ -1,0 +1,191 @@
+"""What the way from a file to a batch costs, in processor time, and how a stream of very many rows behaves.
+
+python -m benchmarks.data_path decode --formats flac opus
+python -m benchmarks.data_path stream --kind parquet --rows 1000000
+
+`decode` makes clips of noise under a slow envelope, reads them as pre-training does (decoding, normalising, cropping,
+batches), and prints hours of audio per second of one core, beside what one GPU could consume: `--gpu` is that rate in
+seconds of audio per second. `stream` writes shards of tiny clips and plans two epochs of them; it prints the memory on
+the way, the seconds to the first batch from the start and from the middle, and the correlation of the places that rows
+have in the two epochs (a full shuffle: 0, with a deviation of 1 / sqrt(rows)).
+"""
+
+import argparse
+import io
+import json
+import resource
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import transformers
+
+from training.data import pretraining_batches
+from training.dealing import Deal, RankState
+from training.planning import BatchSettings, Planner
+from training.sources import Source, open_source
+
+RATE = 16_000
+ENCODINGS = {"wav": ("WAV", "PCM_16"), "flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS"), "mp3": ("MP3", None)}
+ROWS_PER_FILE, ROWS_PER_GROUP = 10_000, 100
+
+
+def process_seconds(work: Callable[[], object]) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def write_clips(folder: Path, encoding: str, *, num_clips: int, seconds: float):
+    """Noise under a slow envelope, which a codec finds about as hard as speech."""
+    container, subtype = ENCODINGS[encoding]
+    generator = np.random.default_rng(0)
+    envelope = np.repeat(generator.uniform(0, 0.2, int(seconds * 10) + 1), RATE // 10)[: int(seconds * RATE)]
+    for number in range(num_clips):
+        clip = np.cumsum(generator.standard_normal(len(envelope))) * 0.05
+        clip = envelope * np.clip(clip - np.convolve(clip, np.ones(64) / 64, mode="same"), -1, 1)
+        soundfile.write(folder / f"{number:04d}.{encoding}", clip, RATE, format=container, subtype=subtype)
+
+
+def decode(options: argparse.Namespace):
+    """Prints a line per format."""
+    feature_extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
+    for encoding in options.formats:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            write_clips(folder, encoding, num_clips=options.clips, seconds=options.seconds)
+            hours = options.clips * options.seconds / 3600
+            settings = {"batch_seconds": 4 * options.seconds, "max_seconds": options.seconds, "num_epochs": 1}
+            batches = pretraining_batches(str(folder), feature_extractor, **settings)
+            rounds = [process_seconds(lambda batches=batches: list(batches)) for _ in range(options.rounds)]
+            num_bytes = sum(path.stat().st_size for path in folder.iterdir())
+        per_core = hours / float(np.median(rounds))
+        print(
+            json.dumps(
+                {
+                    "format": encoding,
+                    "kbit_per_second": round(num_bytes * 8 / 1000 / (hours * 3600)),
+                    "hours_per_second_per_core": round(per_core, 3),
+                    "cores_for_one_gpu": round(options.gpu / 3600 / per_core, 1),
+                }
+            )
+        )
+
+
+def write_shards(folder: Path, kind: str, num_rows: int):
+    """Clips of 50 samples and a duration that says 1 to 20 seconds, `ROWS_PER_FILE` a file."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros(50), RATE, format="WAV")
+    clip, generator = buffer.getvalue(), np.random.default_rng(0)
+    for begin in range(0, num_rows, ROWS_PER_FILE):
+        names = [str(number) for number in range(begin, min(begin + ROWS_PER_FILE, num_rows))]
+        durations = generator.uniform(1, 20, len(names)).round(2).tolist()
+        path = folder / f"train-{begin // ROWS_PER_FILE:05d}.{kind}"
+        (write_parquet if kind == "parquet" else write_tar)(path, names, durations, clip)
+
+
+def write_parquet(path: Path, names: list[str], durations: list[float], clip: bytes):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    audio = pa.StructArray.from_arrays(
+        [pa.array([clip] * len(names)), pa.nulls(len(names), pa.string())], ["bytes", "path"]
+    )
+    table = pa.table({"id": names, "audio": audio, "duration": durations})
+    pq.write_table(table, path, row_group_size=ROWS_PER_GROUP)
+
+
+def write_tar(path: Path, names: list[str], durations: list[float], clip: bytes):
+    with tarfile.open(path, "w") as tar:
+        for name, duration in zip(names, durations, strict=True):
+            for suffix, content in (("wav", clip), ("json", json.dumps({"duration": duration}).encode())):
+                member = tarfile.TarInfo(f"{name}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+def resident_mebibytes() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def seconds_to_first(source, settings: BatchSettings, state: RankState) -> dict[str, float]:
+    """Wall clock and processor time until the first batch is planned, opening the source included."""
+    began, began_process = time.perf_counter(), time.process_time()
+    next(iter(Planner([open_source(source)], settings, state)))
+    return {
+        "seconds": round(time.perf_counter() - began, 2),
+        "process_seconds": round(time.process_time() - began_process, 2),
+    }
+
+
+def stream(options: argparse.Namespace):
+    """Prints one line."""
+    settings = BatchSettings(batch_seconds=160, max_seconds=20.0, crop=True, shuffle_window=options.window)
+    start = state = RankState(Deal(1))
+    places = np.zeros((2, options.rows), dtype=np.int32)
+    with tempfile.TemporaryDirectory() as name:
+        write_shards(Path(name), options.kind, options.rows)
+        source, memory, counts, middle = Source(name), [], [0, 0], None
+        began = time.process_time()
+        for plan in Planner([open_source(source)], settings, start):
+            state = state.after(plan.index, plan.following)
+            for planned in plan.rows:
+                if planned.epoch < 2:
+                    places[planned.epoch, int(planned.row.id)] = counts[planned.epoch]
+                    counts[planned.epoch] += 1
+            if len(memory) < 20 * sum(counts) // (2 * options.rows):
+                memory.append(round(resident_mebibytes()))
+            if middle is None and counts[0] >= options.rows // 2:
+                middle = state
+            if plan.epoch > 1:
+                break
+        spent = time.process_time() - began
+        found = {
+            "kind": options.kind,
+            "rows": options.rows,
+            "shuffle_window": options.window,
+            "rows_per_second_per_core": round(2 * options.rows / spent),
+            "resident_mebibytes": memory,
+            "from_the_start": seconds_to_first(source, settings, start),
+            "from_the_middle": seconds_to_first(source, settings, middle),
+            "state_bytes": len(json.dumps(middle.as_dict())),
+            "every_row_once": counts == [options.rows] * 2 and all(len(np.unique(p)) == options.rows for p in places),
+            "correlation_between_epochs": round(float(np.corrcoef(places)[0, 1]), 4),
+            "correlation_with_the_source": round(float(np.corrcoef(places[0], np.arange(options.rows))[0, 1]), 4),
+            "neighbours_that_stay_within_a_window": round(share_of_close_neighbours(places, options.window), 4),
+        }
+    print(json.dumps(found))
+
+
+def share_of_close_neighbours(places: np.ndarray, window: int) -> float:
+    """Of rows that follow each other in the first epoch, the share that is less than a window apart in the second."""
+    second = places[1][np.argsort(places[0])]
+    return float(np.mean(np.abs(np.diff(second)) < window))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    decoding = commands.add_parser("decode")
+    decoding.add_argument("--formats", nargs="+", choices=list(ENCODINGS), default=["flac", "opus"])
+    decoding.add_argument("--clips", type=int, default=20)
+    decoding.add_argument("--seconds", type=float, default=15.0)
+    decoding.add_argument("--rounds", type=int, default=3)
+    decoding.add_argument("--gpu", type=float, default=15_900, help="wav2vec 2.0 BASE at the floor of an H200")
+    decoding.set_defaults(run=decode)
+    streaming = commands.add_parser("stream")
+    streaming.add_argument("--kind", choices=["parquet", "tar"], default="parquet")
+    streaming.add_argument("--rows", type=int, default=1_000_000)
+    streaming.add_argument("--window", type=int, default=1000)
+    streaming.set_defaults(run=stream)
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""One step of several processes is the step of one with all their rows, for every architecture."""
+
+import multiprocessing
+import os
+import queue
+import traceback
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from runs import forget_accelerator
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+import hf_wav2vec_family
+from training import finetune, pretrain
+from training.loop import RunLog, Stage, accumulate, apply_gradients
+from training.recipe import Recipe, RunRecipe
+
+NUM_ROWS = 12
+CONVOLUTIONS = {"conv_dim": [8] * 5, "conv_kernel": [10, 8, 4, 4, 4], "conv_stride": [5, 4, 2, 2, 2]}
+CAUSAL = {**CONVOLUTIONS, "context_dim": [8, 8], "context_kernel": [2, 3], "num_negatives": 5}
+TRANSFORMER = {
+    "conv_dim": [8] * 7,
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "num_codevectors_per_group": 4,
+    "codevector_dim": 8,
+    "proj_codevector_dim": 8,
+    "mask_time_prob": 0.0,
+    "layerdrop": 0.5,
+    **dict.fromkeys(["hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"], 0.0),
+    "final_dropout": 0.0,
+}
+ROBERTA = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    **dict.fromkeys(["hidden_dropout_prob", "attention_probs_dropout_prob"], 0.0),
+}
+CODES = {**CAUSAL, "num_codevectors_per_group": 4}
+LETTERS = {"conv_dim": [8, 8], "conv_kernel": [5, 3], "conv_dropout": 0.0, "criterion": "ctc", "pad_token_id": 0}
+CASES = {
+    "CPC": ("CPCForCTC", {**CONVOLUTIONS, "hidden_size": 16}),
+    "wav2vec": ("Wav2VecForCTC", CAUSAL),
+    "vq-wav2vec": ("VQWav2VecForCTC", {**CODES, "quantizer_type": "kmeans"}),
+    "wav2vec 2.0": ("Wav2Vec2ForCTC", TRANSFORMER),
+    "wav2vec 2.0 without LayerDrop": ("Wav2Vec2ForCTC", {**TRANSFORMER, "layerdrop": 0.0}),
+    "Discrete BERT": ("DiscreteBertForCTC", {"vq_wav2vec_config": CODES, "roberta_config": ROBERTA}),
+    "wav2letter": ("Wav2LetterForCTC", LETTERS),
+    "wav2letter on an inner output": (
+        "Wav2LetterForCTC",
+        {
+            **LETTERS,
+            "front_end": "encoder",
+            "encoder_config": {"model_type": "wav2vec", **CAUSAL},
+            "encoder_output": "extract_features",
+            "freeze_encoder": False,
+        },
+    ),
+    "CPC's objective": ("CPCForPreTraining", {**CONVOLUTIONS, "hidden_size": 16, "num_negatives": 5}),
+}
+
+
+def rows() -> list[dict]:
+    """Clips of very different lengths, with labels and, for CPC, where in a clip its negatives are."""
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for number in range(NUM_ROWS):
+        num_samples = 4_000 + 900 * number
+        labels = torch.randint(5, 20, (3 + number % 4,), generator=generator)
+        frames = torch.randint(0, 20, (5, 200), generator=generator)
+        made.append({"clip": torch.randn(num_samples, generator=generator), "labels": labels, "negatives": frames})
+    return made
+
+
+def batch_of(rows: list[dict]) -> dict:
+    def pad(name, value=0):
+        return torch.nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True, padding_value=value)
+
+    lengths = torch.tensor([len(row["clip"]) for row in rows])
+    clips = pad("clip")
+    mask = (torch.arange(clips.shape[1]) < lengths[:, None]).long()
+    negatives = torch.stack([row["negatives"] for row in rows])
+    return {"input_values": clips, "attention_mask": mask, "labels": pad("labels", -100), "negatives": negatives}
+
+
+def compute_cpc(model, batch: dict):
+    """CPC's objective with negatives that are those of the row, whatever batch it is in."""
+    bare = model.module if hasattr(model, "module") else model
+    num_frames = bare.num_frames(batch["input_values"].shape[1])
+    num_contexts = num_frames - bare.config.num_prediction_steps
+    begins = num_frames * torch.arange(len(batch["negatives"]))
+    indices = batch["negatives"][:, :, :num_contexts] + begins[:, None, None]
+    output = model(batch["input_values"], batch["attention_mask"], sampled_negative_indices=indices)
+    return pretrain.StepOutput(output.loss, output.num_targets)
+
+
+def make_accelerator() -> Accelerator:
+    forget_accelerator()
+    return Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs()])
+
+
+def split_among_processes(model: torch.nn.Module, num_processes: int):
+    """FSDP2 as PyTorch has it, a layer at a time: Accelerate's configuration of it does not reach a CPU."""
+    mesh = init_device_mesh("cpu", (num_processes,))
+    for module in model.modules():
+        if type(module).__name__ == "Wav2Vec2EncoderLayer":
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def with_letters(class_name: str, fields: dict) -> dict:
+    """Fields of the configuration, with those that fine-tuning adds for CTC."""
+    of_ctc = {"vocab_size": 20, "final_dropout": 0.0, "ctc_loss_reduction": "sum", "ctc_loss_per_utterance": True}
+    return {**of_ctc, **fields} if class_name.endswith("CTC") else fields
+
+
+def step_of(case: str, accelerator: Accelerator, num_batches: int, *, split: bool = False) -> dict[str, torch.Tensor]:
+    """The weights after one step of this rank's `num_batches` of all the batches."""
+    class_name, fields = CASES[case]
+    torch.manual_seed(0)
+    model_class = getattr(hf_wav2vec_family, class_name)
+    model = model_class(model_class.config_class(**with_letters(class_name, fields))).train()
+    if class_name.endswith("CTC"):
+        finetune.expect_unused_parameters(accelerator)
+    if split:
+        split_among_processes(model, accelerator.num_processes)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    optimizer = accelerator.prepare(optimizer)
+    model = model if split else accelerator.prepare(model)
+    bare = accelerator.unwrap_model(model)
+    if hasattr(bare, "set_layerdrop_seed"):
+        bare.set_layerdrop_seed(1)  # two of four layers run
+    pieces = np.array_split(rows(), accelerator.num_processes * num_batches)
+    batches = iter([batch_of(list(piece)) for piece in pieces[accelerator.process_index :: accelerator.num_processes]])
+    stage = Stage(compute=finetune.compute if class_name.endswith("CTC") else compute_cpc, save=None)
+    log = RunLog(Recipe(run=RunRecipe(output_dir="nowhere")), accelerator)
+    total = accumulate(accelerator, model, batches, stage, log, num_batches)
+    apply_gradients(accelerator, model, optimizer, total, max_norm=10.0)
+    found = {n.removeprefix("module."): p.detach() for n, p in model.named_parameters()}
+    return {n: p.full_tensor() if isinstance(p, DTensor) else p for n, p in found.items()}
+
+
+def _process(rank: int, world_size: int, port: int, num_batches: int, cases: list[str], split: bool, answers):
+    try:
+        os.environ.update(ACCELERATE_USE_CPU="true", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_PORT=str(port))
+        os.environ.update(WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1")
+        accelerator = make_accelerator()
+        assert accelerator.num_processes == world_size
+        for case in cases:
+            weights = step_of(case, accelerator, num_batches, split=split)
+            if rank == 0:
+                answers.put((case, {name: value.numpy().copy() for name, value in weights.items()}))
+        accelerator.wait_for_everyone()
+    except BaseException:
+        answers.put(("error", traceback.format_exc()))
+        raise
+
+
+def steps(world_size: int, port: int, num_batches: int, cases: list[str], *, split: bool = False) -> dict[str, dict]:
+    """The weights after a step of `world_size` processes, per case."""
+    fork = multiprocessing.get_context("fork")
+    answers, found = fork.Queue(), {}
+    arguments = [(rank, world_size, port, num_batches, cases, split, answers) for rank in range(world_size)]
+    processes = [fork.Process(target=_process, args=a) for a in arguments]
+    for process in processes:
+        process.start()
+    try:
+        for _ in cases:
+            case, weights = answers.get(timeout=300)
+            assert case != "error", weights
+            found[case] = {name: torch.from_numpy(value) for name, value in weights.items()}
+    except queue.Empty:
+        pytest.fail("processes wait for each other")
+    finally:
+        for process in processes:
+            process.join(timeout=60)
+            process.kill()
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, dict]:
+    """The weights after one step of one process on one batch of all rows, per case."""
+    forget_accelerator()
+    found = {case: step_of(case, make_accelerator(), 1) for case in CASES}
+    forget_accelerator()
+    return found
+
+
+def assert_same(found: dict[str, dict], expected: dict[str, dict]):
+    for case, weights in found.items():
+        assert weights.keys() == expected[case].keys()
+        for name, weight in weights.items():
+            difference = (weight - expected[case][name]).abs().max().item()
+            assert difference < 1e-6, f"{case}, {name}: {difference}"
+
+
+@pytest.mark.parametrize(("world_size", "num_batches"), [(1, 3), (2, 1), (2, 3), (4, 1)])
+def test_the_step_depends_on_the_rows_and_not_on_who_has_them(alone, free_port, world_size, num_batches):
+    assert_same(steps(world_size, free_port, num_batches, list(CASES)), alone)
+
+
+def test_the_step_moves_what_learns(alone):
+    for case, after in alone.items():
+        class_name, fields = CASES[case]
+        torch.manual_seed(0)
+        model_class = getattr(hf_wav2vec_family, class_name)
+        before = dict(model_class(model_class.config_class(**with_letters(class_name, fields))).named_parameters())
+        moved = [not torch.equal(before[name], value) for name, value in after.items()]
+        assert sum(moved) > 0.3 * len(after), case
+
+
+def test_split_weights_take_the_same_step(alone, free_port):
+    # a skipped layer stays in the graph by its weights, which are nobody's while it is not called
+    cases = ["wav2vec 2.0 without LayerDrop", "wav2vec"]
+    assert_same(steps(2, free_port, 2, cases, split=True), alone)
