@@ -143,9 +143,8 @@ def test_a_corpus_without_phones_is_refused_and_says_which_columns_it_has(corpus
 
 def test_rows_that_are_not_aligned_are_left_out(corpus, tmp_path):
     rows = [json.loads(line) for line in (corpus / "dev" / "metadata.jsonl").read_text().splitlines()]
-    rows = [
-        {**r, "file_name": str(corpus / "dev" / r["file_name"]), "alignment_ok": i != 1} for i, r in enumerate(rows)
-    ]
+    (tmp_path / "dev").symlink_to(corpus / "dev")
+    rows = [{**r, "file_name": f"dev/{r['file_name']}", "alignment_ok": i != 1} for i, r in enumerate(rows)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=False)
     batches = aligned_batches(str(tmp_path / "rows.jsonl"), extractor, batch_seconds=5.0)
@@ -363,7 +362,8 @@ def test_a_speaker_is_told_from_the_mean_of_an_utterance(corpus, models, tmp_pat
 def test_a_test_split_without_the_speakers_of_training_is_refused(corpus, tmp_path):
     for split, speaker in (("train", "a"), ("dev", "b")):
         (tmp_path / split).mkdir()
-        row = {"file_name": str(corpus / split / "0.wav"), "speaker_id": speaker}
+        (tmp_path / split / "0.wav").symlink_to(corpus / split / "0.wav")
+        row = {"file_name": "0.wav", "speaker_id": speaker}
         (tmp_path / split / "metadata.jsonl").write_text(json.dumps(row))
     with pytest.raises(ValueError, match="'dev' has none of the 1 labels of 'train'"):
         run(tmp_path, tmp_path / "out", "--task", "speaker", "--baseline", "mfcc")
