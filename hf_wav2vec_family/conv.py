@@ -151,11 +151,11 @@ class MaskedGroupNorm(nn.GroupNorm):
         valid = valid_frames(lengths, total)[:, None]  # [B, 1, T]
         # where, not a product: what stands in the padding may be NaN
         kept = torch.where(valid, hidden_states.float(), 0.0)
-        grouped = kept.view(batch_size, self.num_groups, -1)  # [B, groups, C / groups * T]
+        grouped = kept.reshape(batch_size, self.num_groups, -1)  # [B, groups, C / groups * T]
         count = (lengths.clamp(min=1) * (channels // self.num_groups))[:, None, None]
         mean = grouped.sum(dim=-1, keepdim=True) / count
         centred = torch.where(valid, kept - _per_channel(mean, channels), 0.0)
-        variance = centred.view_as(grouped).square().sum(dim=-1, keepdim=True) / count
+        variance = centred.reshape(grouped.shape).square().sum(dim=-1, keepdim=True) / count
         scale = _per_channel(torch.rsqrt(variance + self.eps), channels)
         if self.weight is not None:
             scale = scale * self.weight[:, None]

@@ -3,6 +3,7 @@
 Shapes: S samples of a waveform, T frames, V symbols.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +47,7 @@ def emissions_of(
     *,
     chunk_seconds: float | None = 30.0,
     context_seconds: float = 5.0,
+    watch: Callable[[float], None] | None = None,
 ) -> Emissions:
     """What a CTC or ASG model in eval mode says about `waveform` [S] at its sampling rate.
 
@@ -53,6 +55,7 @@ def emissions_of(
         chunk_seconds: how much the model hears at once, so that memory doesn't grow with the recording; None for all
             of it. A chunk begins where a frame begins, so that its frames are those of the whole recording.
         context_seconds: how much of it on either side lends its frames to no one: they are its neighbour's.
+        watch: is told after each chunk which share of the recording has been heard.
 
     Raises:
         ValueError: fewer samples than a frame needs, chunks with no frame between the contexts, or a model whose
@@ -88,6 +91,8 @@ def emissions_of(
         scores = frame_scores(output)
         scores = scores.log_softmax(dim=-1) if transitions_of(model) is None else scores
         parts.append(scores[0, begin - heard : end - heard].float().cpu())
+        if watch is not None:
+            watch(end / total)
     return Emissions(
         scores=torch.cat(parts),
         transitions=transitions_of(model),

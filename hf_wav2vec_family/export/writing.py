@@ -1,0 +1,204 @@
+"""A folder with the graph of a model, what is needed to use it, and the proof that it gives the model's answers."""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from ..conv import valid_frames
+from ..decoding.emissions import transitions_of
+from ..speech_recognition_pipeline import frame_centers_of, min_num_samples
+from .graphs import Graph, graph_of
+from .opening import feature_extractor_of, model_class, tokenizer_of
+
+MODEL, QUANTIZED, PROGRAM, DESCRIPTION = "model.onnx", "model.int8.onnx", "model.pt2", "export.json"
+# graph and model add up in another order; larger differences are a mistake
+TOLERANCE = 1e-3
+SAMPLING_RATE = 16_000
+
+
+@dataclass
+class Exported:
+    """What was written.
+
+    Args:
+        files: bytes by name.
+        difference: largest difference of any answer that is no code from the model's, relative to the largest value.
+        code_agreement: share of the codes that are the same, None without codes.
+        description: content of `export.json`.
+    """
+
+    files: dict[str, int]
+    difference: float
+    code_agreement: float | None
+    description: dict[str, Any] = field(repr=False)
+
+
+def export_model(
+    source: str | Path,
+    output: Path,
+    *,
+    stream: bool = False,
+    int8: bool = False,
+    torch_program: bool = False,
+    **hub: Any,
+) -> Exported:
+    """Writes `model.onnx` and `export.json` of a folder or repository into the folder `output`.
+
+    Args:
+        stream: the graph takes a stream piece by piece, with its state.
+        int8: `model.int8.onnx` beside it.
+        torch_program: `model.pt2` beside it, a program of `torch.export`.
+        hub: `revision`, `token` and the like.
+
+    Raises:
+        ValueError: no model of this package, or one that cannot stream.
+        RuntimeError: the graph gives other answers than the model.
+    """
+    model = model_class(source, **hub).from_pretrained(source, **hub).float().eval()
+    graph = graph_of(model, stream=stream)
+    output.mkdir(parents=True, exist_ok=True)
+    with quiet():
+        program = graph.program()
+        if torch_program:
+            torch.export.save(program, output / PROGRAM)
+        write_onnx(graph, program, output / MODEL)
+    difference, agreement = compare(graph, output / MODEL)
+    if difference > TOLERANCE:
+        raise RuntimeError(f"{output / MODEL} differs by {difference:.1e} from the model, accepted is {TOLERANCE}.")
+    if int8:
+        write_int8(output / MODEL, output / QUANTIZED)
+    described = {**describe(model, graph, program), **symbols_of(model, source, **hub)}
+    described["do_normalize"] = feature_extractor_of(source, **hub).do_normalize
+    (output / DESCRIPTION).write_text(json.dumps(described, indent=1) + "\n")
+    files = {path.name: path.stat().st_size for path in sorted(output.iterdir()) if path.is_file()}
+    return Exported(files, difference, agreement, described)
+
+
+def write_onnx(graph: Graph, program: torch.export.ExportedProgram, path: Path):
+    """The program as ONNX, with the names of the graph."""
+    from .translations import TRANSLATIONS
+
+    torch.onnx.export(
+        program,
+        graph.arguments,
+        input_names=list(graph.inputs),
+        output_names=list(graph.outputs),
+        custom_translation_table=TRANSLATIONS,
+        dynamo=True,
+        verbose=False,
+    ).save(path)
+
+
+def write_int8(source: Path, target: Path):
+    """Weights of products and recurrent layers in 8 bits, what they are multiplied with rounded as it comes.
+
+    Convolutions stay as they are: onnxruntime multiplies them in integers without gain.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with quiet():
+        quantize_dynamic(source, target, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm", "LSTM"])
+
+
+def compare(graph: Graph, path: Path) -> tuple[float, float | None]:
+    """`difference` and `code_agreement` of `Exported`, over clips of other sizes than the graph was made of."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    difference, agreement = 0.0, None
+    for inputs in other_inputs(graph):
+        arguments = Graph(graph.module, inputs, graph.dynamic, graph.outputs, graph.state).arguments
+        with torch.no_grad():
+            expected = graph.module(*arguments)
+        taken = {entry.name for entry in session.get_inputs()}
+        found = session.run(None, {name: value.numpy() for name, value in inputs.items() if name in taken})
+        frames = expected[-1] if graph.outputs[-1] == "num_frames" else None
+        for name, ours, theirs in zip(graph.outputs, expected, found, strict=True):
+            ours = ours.numpy()
+            if ours.shape != theirs.shape:
+                raise RuntimeError(f"{path}: {name} is {theirs.shape}, the model's {ours.shape}.")
+            if name == "codes":
+                every = torch.full((len(ours),), ours.shape[1])
+                kept = valid_frames(every if frames is None else frames, ours.shape[1])
+                share = float((ours == theirs)[kept.numpy()].mean())
+                agreement = share if agreement is None else min(agreement, share)
+            elif ours.size:
+                difference = max(difference, float(np.abs(ours - theirs).max() / max(1.0, np.abs(ours).max())))
+    return difference, agreement
+
+
+def other_inputs(graph: Graph) -> Iterator[dict[str, torch.Tensor]]:
+    """Inputs of one clip and of three, of odd lengths, the shorter ones padded."""
+    generator = torch.Generator().manual_seed(1)
+    samples = graph.inputs["input_values"].shape[1]
+    for clips, total in ((1, samples - 137), (3, samples + 1001)):
+        inputs = {}
+        for name, example in graph.inputs.items():
+            shape = [clips if d in graph.dynamic[name] and n == 2 else n for d, n in enumerate(example.shape)]
+            inputs[name] = example.new_zeros(shape)
+        inputs["input_values"] = 0.1 * torch.randn(clips, total, generator=generator)
+        if "attention_mask" in inputs:
+            lengths = torch.tensor([total, samples - 500, samples - 1111])[:clips]
+            inputs["attention_mask"] = (torch.arange(total) < lengths[:, None]).long()
+        yield inputs
+
+
+def describe(model: PreTrainedModel, graph: Graph, program: torch.export.ExportedProgram) -> dict[str, Any]:
+    """What a user of the graph has to know, as JSON."""
+    centers = frame_centers_of(model, 2)
+    times = {}
+    if centers is not None:
+        first, second = centers.tolist()
+        times = {"first_seconds": first / SAMPLING_RATE, "hop_seconds": (second - first) / SAMPLING_RATE}
+    transitions = transitions_of(model)
+    return {
+        "architecture": type(model).__name__,
+        "sampling_rate": SAMPLING_RATE,
+        "inputs": {name: str(value.dtype).removeprefix("torch.") for name, value in graph.inputs.items()},
+        "outputs": list(graph.outputs),
+        "state": graph.state,
+        "min_samples": min_num_samples(model),
+        "max_samples": max_samples(program),
+        **times,
+        "transitions": None if transitions is None else transitions.tolist(),
+    }
+
+
+def max_samples(program: torch.export.ExportedProgram) -> int | None:
+    """The most samples that a program takes at once; None if there is no limit."""
+    taken = next(node for node in program.graph.nodes if node.name == "input_values").meta["val"].shape[1]
+    limit = program.range_constraints[taken.node.expr].upper
+    return int(limit) if limit.is_finite and limit < 2**31 else None
+
+
+def symbols_of(model: PreTrainedModel, source: str | Path, **hub: Any) -> dict[str, Any]:
+    """Symbols by number, the blank and what stands between words, where the model writes text."""
+    tokenizer = tokenizer_of(source, **hub) if type(model).__name__.endswith("ForCTC") else None
+    if tokenizer is None:
+        return {}
+    symbols = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    return {"symbols": symbols, "blank": tokenizer.pad_token_id, "word_delimiter": tokenizer.word_delimiter_token}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what the exporter says about itself; errors are raised all the same."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
