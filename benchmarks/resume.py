@@ -1,15 +1,18 @@
 """Kills real training runs at random moments, starts them again, and compares what they end in with an unbroken run.
 
-python -m benchmarks.resume --kinds folder parquet tar hub --workers 0 2 --processes 1 2 --kills 20 \
-    --tasks pretrain/CPC pretrain/Wav2Vec2 finetune/CPC finetune/Wav2Vec2 --output resume.json
+python -m benchmarks.resume --output resume.json
+python -m benchmarks.resume --kinds tar --workers 2 --processes 2 --tasks pretrain/CPC --kills 20
 
-Every run is a process of its own (two with gloo for `--processes 2`), killed with SIGKILL: at the start, in the middle
+The first line runs every case that `resume.json` does not hold yet with as many kills, the ones that miss most first,
+so that the benchmark may itself be stopped and started again. Every run is a process of its own (two with gloo for `--processes 2`), killed with SIGKILL: at the start, in the middle
 of a step, or while a checkpoint is written. In the end the weights have to be equal bit for bit, and the rows of every
-step the same. Models and clips are tiny, and one clip of the corpus cannot be read. `hub` is what a data set on the
-Hub is to the code: parquet streamed by `datasets`, here from a folder.
+step the same. Models and clips are tiny, and one clip of the corpus cannot be read. `folder` has a metadata.jsonl,
+`manifest` is a csv without durations, `mixed` are two sources with weights, and `hub` is what a data set on the Hub is
+to the code: parquet streamed by `datasets`, here from a folder.
 """
 
 import argparse
+import csv
 import io
 import itertools
 import json
@@ -19,6 +22,7 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -30,7 +34,9 @@ from pathlib import Path
 
 import numpy as np
 
-KINDS = ("folder", "parquet", "tar", "hub", "mixed")
+KINDS = ("folder", "manifest", "parquet", "tar", "hub", "mixed")
+TASKS = ("pretrain/CPC", "pretrain/Wav2Vec2", "finetune/CPC", "finetune/Wav2Vec2")
+ROOT = Path(__file__).parents[1]
 NUM_CLIPS, CLIPS_PER_SHARD, RATE = 25, 4, 16_000
 UNREADABLE = 7
 CHECKPOINT_EVERY = 2
@@ -69,9 +75,10 @@ class Cell:
 
 @dataclass
 class Outcome:
-    """What became of a case; `moments` counts where the kills fell."""
+    """What became of a case at a `commit`; `moments` counts where the kills fell."""
 
     cell: Cell
+    commit: str
     num_steps: int
     kills: int
     moments: dict[str, int]
@@ -107,6 +114,10 @@ def write_corpus(folder: Path):
             (folder / "folder" / "train" / f"{row['id']}.flac").write_bytes(row["audio"])
             fields = {name: value for name, value in row.items() if name != "audio"}
             metadata.write(json.dumps({"file_name": f"{row['id']}.flac", **fields}) + "\n")
+    with (folder / "manifest.csv").open("w", newline="") as manifest:
+        writer = csv.writer(manifest)
+        writer.writerow(["path", "sentence", "id"])
+        writer.writerows([f"folder/train/{row['id']}.flac", row["text"], row["id"]] for row in rows)
     for begin in range(0, NUM_CLIPS, CLIPS_PER_SHARD):
         shard = rows[begin : begin + CLIPS_PER_SHARD]
         table = pa.Table.from_pylist([{**row, "audio": {"bytes": row["audio"], "path": None}} for row in shard])
@@ -128,6 +139,8 @@ def recipe_of(cell: Cell, corpus: Path, output: Path, num_steps: int):
     train = str(corpus / cell.kind)
     if cell.kind == "hub":
         train = {"path": "owner/corpus"}
+    elif cell.kind == "manifest":
+        train = str(corpus / "manifest.csv")
     elif cell.kind == "mixed":
         train = [{"path": str(corpus / "folder"), "weight": 3}, {"path": str(corpus / "tar"), "weight": 1}]
     return Recipe(
@@ -154,7 +167,7 @@ def recipe_of(cell: Cell, corpus: Path, output: Path, num_steps: int):
         run=RunRecipe(
             output_dir=str(output),
             log_every_steps=1,
-            evaluation_every_steps=10,
+            evaluation_every_steps=20,
             checkpoint_every_steps=CHECKPOINT_EVERY,
             trackers=[],
         ),
@@ -329,6 +342,7 @@ def judge(context, cell: Cell, corpus: Path, folder: Path, *, num_steps: int, ki
     expected, found = (rows_of_steps(output, cell.num_processes, 2) for output in (whole, killed))
     return Outcome(
         cell=cell,
+        commit=commit(),
         num_steps=num_steps,
         kills=kills - moments["over"],
         moments=dict(moments),
@@ -346,17 +360,53 @@ def warm_context():
     return context
 
 
+def commit() -> str:
+    """What is checked out, or "unknown" outside of a checkout."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+def read_outcomes(path: Path | None) -> dict[Cell, dict]:
+    """What was found before, by case."""
+    if path is None or not path.exists():
+        return {}
+    return {Cell(**outcome["cell"]): outcome for outcome in json.loads(path.read_text())}
+
+
+def write_outcome(path: Path, outcome: dict):
+    """Puts `outcome` in the place of that of the same case; other cases may have been added meanwhile."""
+    outcomes = read_outcomes(path) | {Cell(**outcome["cell"]): outcome}
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps([outcomes[cell] for cell in sorted(outcomes, key=str)], indent=1) + "\n")
+    unfinished.replace(path)
+
+
+def cases_left(options: argparse.Namespace) -> list[Cell]:
+    """The cases asked for that were not found good with as many kills, in an order drawn by the seed.
+
+    A kill that a run was too quick for counts as one here, or a case would come again and again.
+    """
+    named = itertools.product(options.tasks, options.kinds, options.workers, options.processes)
+    cells = [Cell(kind, workers, processes, *task.split("/")) for task, kind, workers, processes in named]
+    random.Random(options.seed).shuffle(cells)
+    before = read_outcomes(options.output)
+    good = {cell: outcome for cell, outcome in before.items() if outcome["good"]}
+    kills = {cell: sum(good[cell]["moments"].values()) if cell in good else 0 for cell in cells}
+    left = [cell for cell in cells if kills[cell] < options.kills]
+    return sorted(left, key=kills.get)[: options.sample]
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 2])
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--tasks", nargs="+", default=["pretrain/CPC", "pretrain/Wav2Vec2", "finetune/Wav2Vec2"])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--sample", type=int, help="run so many of all these cases only, drawn by the seed")
+    parser.add_argument("--sample", type=int, help="run so many of the cases left only")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="a JSON file to add the cases to")
+    parser.add_argument("--output", type=Path, help="a JSON file of cases, to add to")
     return parser.parse_args()
 
 
@@ -367,19 +417,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         corpus = Path(name) / "corpus"
         write_corpus(corpus)
-        cases = list(itertools.product(options.tasks, options.kinds, options.workers, options.processes))
-        if options.sample is not None:
-            cases = random.Random(options.seed).sample(cases, options.sample)
-        for number, (task, kind, num_workers, num_processes) in enumerate(cases):
-            cell = Cell(kind, num_workers, num_processes, *task.split("/"))
+        for number, cell in enumerate(cases_left(options)):
             folder = Path(name) / f"case-{number}"
             sizes = {"num_steps": options.steps, "kills": options.kills, "seed": options.seed + number}
             outcome = judge(context, cell, corpus, folder, **sizes)
             num_bad += not outcome.good
-            print(json.dumps({"good": outcome.good, **asdict(outcome)}), flush=True)
+            found = {"good": outcome.good, **asdict(outcome)}
+            print(json.dumps(found), flush=True)
             if options.output is not None:
-                before = json.loads(options.output.read_text()) if options.output.exists() else []
-                options.output.write_text(json.dumps([*before, {"good": outcome.good, **asdict(outcome)}], indent=1))
+                write_outcome(options.output, found)
             shutil.rmtree(folder)
     return num_bad
 
