@@ -4,11 +4,12 @@ python -m benchmarks.resume --output resume.json
 python -m benchmarks.resume --kinds tar --workers 2 --processes 2 --tasks pretrain/CPC --kills 20
 
 The first line runs every case that `resume.json` does not hold yet with as many kills, the ones that miss most first,
-so that the benchmark may itself be stopped and started again. Every run is a process of its own (two with gloo for `--processes 2`), killed with SIGKILL: at the start, in the middle
-of a step, or while a checkpoint is written. In the end the weights have to be equal bit for bit, and the rows of every
-step the same. Models and clips are tiny, and one clip of the corpus cannot be read. `folder` has a metadata.jsonl,
-`manifest` is a csv without durations, `mixed` are two sources with weights, and `hub` is what a data set on the Hub is
-to the code: parquet streamed by `datasets`, here from a folder.
+so that the benchmark may itself be stopped and started again. Every run is a process of its own (two with gloo for
+`--processes 2`), killed with SIGKILL: at the start, in the middle of a step, or while a checkpoint is written. In the
+end the weights have to be equal bit for bit, and the rows of every step the same. Models and clips are tiny, and one
+clip of the corpus cannot be read. `folder` has a metadata.jsonl, `manifest` a csv without durations, `mixed` are two
+sources with weights, and `hub` is what a data set on the Hub is to the code: parquet streamed by `datasets`, here from
+a folder.
 """
 
 import argparse
@@ -75,13 +76,14 @@ class Cell:
 
 @dataclass
 class Outcome:
-    """What became of a case at a `commit`; `moments` counts where the kills fell."""
+    """What became of a case at a `commit`; `moments` counts where the kills fell, in `runs` from start to end."""
 
     cell: Cell
     commit: str
     num_steps: int
     kills: int
     moments: dict[str, int]
+    runs: int
     same_weights: bool
     same_rows: bool
     rows_missing_or_twice: int
@@ -262,7 +264,7 @@ def kill_at_random(run: Run, output: Path, generator: random.Random) -> str:
     """Kills a run and says in which moment, or "over" if it was quicker."""
     kind, began = generator.choice(["start", "step", "step", "checkpoint", "checkpoint"]), time.time()
     if kind == "start":
-        time.sleep(generator.uniform(0, 1.5))
+        time.sleep(generator.uniform(0, 0.6))
     elif kind == "step":
         before, more = num_lines(output / "rows-0.jsonl"), generator.randint(1, 6 * CHECKPOINT_EVERY)
         run.wait_until(lambda: num_lines(output / "rows-0.jsonl") >= before + more)
@@ -273,7 +275,6 @@ def kill_at_random(run: Run, output: Path, generator: random.Random) -> str:
             run.wait_until(lambda: is_saving(output, began))
         time.sleep(generator.uniform(0, 0.03))
     if run.is_over():
-        run.finish()
         return "over"
     run.kill()
     return "checkpoint" if is_saving(output, began) else kind.replace("checkpoint", "after checkpoint")
@@ -331,24 +332,37 @@ def weights(output: Path, num_steps: int) -> list:
 
 
 def judge(context, cell: Cell, corpus: Path, folder: Path, *, num_steps: int, kills: int, seed: int) -> Outcome:
-    """Runs a case once unbroken and once with `kills` kills."""
+    """Trains a case once unbroken and again with `kills` kills; a run that is over too soon begins anew."""
     began, generator, moments = time.monotonic(), random.Random(seed), Counter()
     whole, killed = folder / "whole", folder / "killed"
     Run(context, cell, recipe_of(cell, corpus, whole, num_steps), corpus).finish()
+    expected_weights, expected_rows = weights(whole, num_steps), rows_of_steps(whole, cell.num_processes, 2)
     recipe = recipe_of(cell, corpus, killed, num_steps)
-    for _ in range(kills):
-        moments[kill_at_random(Run(context, cell, recipe, corpus), killed, generator)] += 1
-    Run(context, cell, recipe, corpus).finish()
-    expected, found = (rows_of_steps(output, cell.num_processes, 2) for output in (whole, killed))
+    same_weights, same_rows, num_wrong, num_runs = True, True, 0, 0
+    while moments.total() < kills or killed.exists() or not num_runs:
+        run = Run(context, cell, recipe, corpus)
+        if moments.total() < kills:
+            moment = kill_at_random(run, killed, generator)
+            if moment != "over":
+                moments[moment] += 1
+                continue
+        run.finish()
+        found = rows_of_steps(killed, cell.num_processes, 2)
+        same_weights &= weights(killed, num_steps) == expected_weights
+        same_rows &= found == expected_rows
+        num_wrong += 0 if cell.kind == "mixed" else missing_or_twice(found)
+        num_runs += 1
+        shutil.rmtree(killed)
     return Outcome(
         cell=cell,
         commit=commit(),
         num_steps=num_steps,
-        kills=kills - moments["over"],
+        kills=kills,
         moments=dict(moments),
-        same_weights=weights(whole, num_steps) == weights(killed, num_steps),
-        same_rows=expected == found,
-        rows_missing_or_twice=0 if cell.kind == "mixed" else missing_or_twice(found),
+        runs=num_runs,
+        same_weights=same_weights,
+        same_rows=same_rows,
+        rows_missing_or_twice=num_wrong,
         seconds=round(time.monotonic() - began, 1),
     )
 
@@ -382,16 +396,12 @@ def write_outcome(path: Path, outcome: dict):
 
 
 def cases_left(options: argparse.Namespace) -> list[Cell]:
-    """The cases asked for that were not found good with as many kills, in an order drawn by the seed.
-
-    A kill that a run was too quick for counts as one here, or a case would come again and again.
-    """
+    """The cases asked for that were not found good with as many kills, in an order drawn by the seed."""
     named = itertools.product(options.tasks, options.kinds, options.workers, options.processes)
     cells = [Cell(kind, workers, processes, *task.split("/")) for task, kind, workers, processes in named]
     random.Random(options.seed).shuffle(cells)
     before = read_outcomes(options.output)
-    good = {cell: outcome for cell, outcome in before.items() if outcome["good"]}
-    kills = {cell: sum(good[cell]["moments"].values()) if cell in good else 0 for cell in cells}
+    kills = {cell: before[cell]["kills"] if cell in before and before[cell]["good"] else 0 for cell in cells}
     left = [cell for cell in cells if kills[cell] < options.kills]
     return sorted(left, key=kills.get)[: options.sample]
 

@@ -8,7 +8,7 @@ import soundfile
 
 from hf_wav2vec_family.decoding.alignment import Alignment, Segment
 from training.boundaries import measure
-from training.sources import Row
+from training.rows import Row
 
 LEXICON = {"TWO": [("T", "UW")], "EIGHT": [("EY", "T")]}
 PHONES = ["SIL", "T", "UW", "SIL", "EY", "T", "SIL"]

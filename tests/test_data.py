@@ -16,10 +16,11 @@ import soundfile
 import torch
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
-from training import sources
+from training import manifests
 from training.collators import num_frames_needed
 from training.data import finetuning_batches, pretraining_batches
-from training.planning import NUM_ROWS_TO_JUDGE, ahead
+from training.planning import ahead
+from training.skips import NUM_ROWS_TO_JUDGE
 
 RATE = 16_000
 NUM_CLIPS = 40
@@ -220,13 +221,13 @@ def test_one_ranks_place_is_refused_by_another_number_of_processes(corpus):
 
 def test_a_rank_reads_its_own_shards_only_where_rows_come_with_their_audio(corpus, monkeypatch):
     monkeypatch.setattr("training.data.KINDS_WITH_AUDIO", ("manifest",))
-    opened, manifest_rows = [], sources._manifest_rows
+    opened, manifest_rows = [], manifests.manifest_rows
 
     def note(manifest, stretch, begin):
         opened.append(stretch.lines_before)
         return manifest_rows(manifest, stretch, begin)
 
-    monkeypatch.setattr(sources, "_manifest_rows", note)
+    monkeypatch.setattr(manifests, "manifest_rows", note)
     seen = []
     for rank in range(2):
         batches = pretraining(corpus, rank=rank, world_size=2)  # 40 rows are two shards

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 import training.data
 from training import doctor, pretrain
+from training.findings import Facts
 from training.recipe import load_recipe
-from training.symptoms import Facts
 from training.vitals import Vitals, code_counts
 
 RATE = 16_000

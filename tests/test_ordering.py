@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from training.ordering import Cursor, Order, parts_of, windows
-from training.sources import Row, RowSource, Shard, Source
+from training.rows import Row, Shard
+from training.sources import RowSource, Source
 
 SIZES = [5, 1, 7, 0, 4, 6, 3]
 

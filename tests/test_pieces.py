@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from training.pieces import cuts_of, gaps_of, main, pieces_of, read_lexicon
-from training.sources import Row
+from training.rows import Row
 
 LEXICON = """;;; a comment
 an  AE1 N

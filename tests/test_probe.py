@@ -16,10 +16,10 @@ from training import abx, front_ends, probe
 from training.abx import items_of
 from training.alignments import aligned_batches, alignment_of
 from training.front_ends import FrontEnd
-from training.planning import UnusableRow
 from training.probe import LabelledFrames, accuracy_of, fit, standardize
 from training.probe_tasks import TASKS, nearest_frames, numbered
-from training.sources import Row
+from training.rows import Row
+from training.skips import UnusableRow
 
 RATE = 16_000
 PITCH = {"AA": 300, "IY": 900, "S": 2_700}

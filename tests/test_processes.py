@@ -17,8 +17,10 @@ from torch.distributed.tensor import DTensor
 
 import hf_wav2vec_family
 from training import finetune, pretrain
-from training.loop import RunLog, Stage, accumulate, apply_gradients
+from training.gradients import accumulate, apply_gradients
 from training.recipe import Recipe, RunRecipe
+from training.run_log import RunLog
+from training.stage import Stage
 
 NUM_ROWS = 12
 CONVOLUTIONS = {"conv_dim": [8] * 5, "conv_kernel": [10, 8, 4, 4, 4], "conv_stride": [5, 4, 2, 2, 2]}

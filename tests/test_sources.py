@@ -12,7 +12,8 @@ import soundfile
 
 from hf_wav2vec_family.audio_reading import read_audio
 from training import sources
-from training.sources import Row, Source, as_sources, open_source
+from training.rows import Row
+from training.sources import Source, as_sources, open_source
 
 TEXTS = ["ONE", "TWO TWO", '"SAY" THREE', "", "FIVE, SIX", "SEVEN"]
 

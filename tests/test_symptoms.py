@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from training.symptoms import NOTE, NUM_LINES, STOP, SYMPTOMS, WARNING, Facts, Window, examine
+from training.findings import NOTE, NUM_LINES, STOP, WARNING, Facts, Window
+from training.symptoms import SYMPTOMS, examine
 
 FACTS = Facts(num_groups=2, num_candidates=101, max_bad_fraction=0.01, num_steps=2_000)
 HEALTHY = {

@@ -25,7 +25,8 @@ from .alignments import AlignedCollator, labelled_batches
 from .collators import PretrainingCollator, pad_waveforms
 from .front_ends import BASELINES, FrontEnd, baseline_front_end, model_front_end
 from .probe import named_model
-from .sources import Row, Source
+from .rows import Row
+from .sources import Source
 
 # Neither phones nor the context of one
 SILENCES = {"SIL", "sil", "SPN", "spn", ""}

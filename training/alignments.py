@@ -15,8 +15,8 @@ import numpy as np
 
 from .collators import PretrainingCollator, pad_waveforms
 from .data import SpeechBatches
-from .planning import UnusableRow
-from .sources import Row
+from .rows import Row
+from .skips import UnusableRow
 
 STEP_SECONDS = 0.01
 # a frame of every architecture, and the same rows for all of them

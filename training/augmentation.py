@@ -20,7 +20,7 @@ from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 
 from hf_wav2vec_family.audio_reading import read_audio
 
-from .sources import SUFFIXES
+from .rows import SUFFIXES
 
 # of the phase vocoder: 32 ms at 16 kHz, a quarter of it from one to the next
 WINDOW_SAMPLES, HOP_SAMPLES = 512, 128

@@ -26,7 +26,8 @@ from hf_wav2vec_family.decoding.alignment import Aligner, writes_phones
 
 from .collators import normalized_text
 from .pieces import gaps_of, read_lexicon
-from .sources import Row, Source, open_source
+from .rows import Row
+from .sources import Source, open_source
 
 Lexicon = Mapping[str, list[tuple[str, ...]]]
 SILENCES = {"SIL", "sil", "SPN", "spn", ""}

@@ -19,7 +19,8 @@ from hf_wav2vec_family.tokenization_vq_wav2vec import FILLER
 
 from .data import BatchLoader, SpeechBatches
 from .planning import PlannedRow
-from .sources import Row, RowSource, Shard
+from .rows import Row, Shard
+from .sources import RowSource
 from .span_masking import NOT_A_TARGET, SpanMasking
 
 

@@ -10,8 +10,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from .augmentation import Augmentation
-from .planning import UnusableRow
-from .sources import Row
+from .rows import Row
+from .skips import UnusableRow
 
 CLEAN = "clean_input_values"
 RECORDED = ("recorded_rms", "recorded_mean")

@@ -32,19 +32,9 @@ from .collators import (
 )
 from .dealing import Deal, RankState, dealt_anew
 from .ordering import parts_of
-from .planning import (
-    NUM_PLANS_AHEAD,
-    NUM_ROWS_TO_JUDGE,
-    BatchPlan,
-    BatchSettings,
-    PlannedRow,
-    Planner,
-    Report,
-    Skip,
-    UnusableRow,
-    ahead,
-)
+from .planning import NUM_PLANS_AHEAD, BatchPlan, BatchSettings, PlannedRow, Planner, ahead
 from .preemption import leave_signals_to_the_main_process
+from .skips import NUM_ROWS_TO_JUDGE, Report, Skip, UnusableRow
 from .sources import KINDS_WITH_AUDIO, as_sources, open_source
 
 logger = logging.getLogger(__name__)

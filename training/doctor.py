@@ -22,8 +22,9 @@ from omegaconf import OmegaConf
 import hf_wav2vec_family
 
 from .curves import EVALUATION, Series, as_series, import_pyplot, read_lines, save_figure
+from .findings import NOTE, NUM_LINES, Facts, Finding, Window
 from .recipe import Recipe, configuration, family_class
-from .symptoms import NOTE, NUM_LINES, Facts, Finding, Window, examine
+from .symptoms import examine
 
 RECIPE = "recipe.yaml"
 RESULTS = Path(__file__).with_name("results")

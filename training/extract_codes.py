@@ -42,7 +42,8 @@ from .collators import PretrainingCollator, pad_waveforms
 from .curves import import_pyplot, save_figure
 from .data import SpeechBatches
 from .probe import load_model
-from .sources import Row, Source
+from .rows import Row
+from .sources import Source
 
 STATE = b"extraction"  # key of a shard's metadata
 VOCABULARY = "vocabulary"

@@ -19,7 +19,7 @@ from hf_wav2vec_family.phones import CMU_39, TIMIT_39, TIMIT_48, TIMIT_61, WSJ_G
 from .collators import normalized_text
 from .data import finetuning_batches
 from .evaluate import evaluate_on, write_report
-from .loop import Stage, StepOutput, make_accelerator, train
+from .loop import make_accelerator, train
 from .pretrain import make_feature_extractor
 from .recipe import (
     Recipe,
@@ -31,6 +31,7 @@ from .recipe import (
     refuse_unknown_fields,
 )
 from .sources import as_sources, open_source, openable
+from .stage import Stage, StepOutput
 
 # ids as in the published English models, most frequent letters first
 LETTERS = "|ETAONIHSRDLUMWCFGYPBVK'XJQZ"

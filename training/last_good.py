@@ -15,7 +15,8 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from .checkpoints import newest_checkpoint, read_run_state
-from .symptoms import Window, not_a_number
+from .findings import Window
+from .symptoms import not_a_number
 from .vitals import total_norm
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from hf_wav2vec_family.phones import fold_timit_phone
 
-from .sources import Row
+from .rows import Row
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import chain, count
 from random import Random
 
-from .sources import Row, RowSource, Shard
+from .rows import Row, Shard
+from .sources import RowSource
 
 NUM_ROWS_UNSHUFFLED = 256  # in a window when nothing is shuffled
 ROW_BITS = 32

@@ -22,8 +22,9 @@ from tqdm.auto import tqdm
 
 from hf_wav2vec_family.audio_reading import read_audio
 
-from .planning import rows_in_budget
-from .sources import Row, Source, open_source
+from .durations import rows_in_budget
+from .rows import Row
+from .sources import Source, open_source
 
 SAMPLING_RATE = 16_000
 SILENCE = "SIL"

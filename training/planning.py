@@ -5,87 +5,23 @@ headers of files are read whose metadata lacks a duration.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
 from queue import Full, Queue
 from random import Random
 from threading import Event, Thread
 
-from hf_wav2vec_family.audio_reading import AudioError, audio_info
-
 from .dealing import Position, RankState
+from .durations import duration_seconds_of, rows_in_budget
 from .ordering import NUM_ROWS_UNSHUFFLED, Cursor, Order, Part, Window, parts_of, row_numbers, windows
-from .sources import Row, RowSource
+from .rows import Row
+from .skips import NUM_ROWS_TO_JUDGE, Report, Skip, UnusableRow
+from .sources import RowSource
 
 # Lengths that differ by less than this share count as one, or else every epoch would have the same batches.
 LENGTH_STEP = 0.05
-NUM_ROWS_TO_JUDGE = 100  # before so many rows a share of bad ones means nothing
-NUM_EXAMPLES = 5
 NUM_PLANS_AHEAD = 32
-SKIP_REASONS = ("bad", "too_short", "too_long", "bad_text", "too_many_labels")
-
-
-@dataclass(frozen=True)
-class Skip:
-    """A row that is left out and counted under `reason`, one of `SKIP_REASONS`; the message names it."""
-
-    reason: str
-    message: str
-
-
-class UnusableRow(Exception):
-    """Raised by whoever finds that a row must be left out."""
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.skip = Skip(reason, message)
-
-
-@dataclass
-class Report:
-    """What became of the rows of one rank, summed over epochs; the sum over all ranks counts every row once.
-
-    `rows` were seen, `skipped` of them left out per reason, `examples` are the first messages per reason.
-    """
-
-    rows: int = 0
-    skipped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SKIP_REASONS, 0))
-    examples: dict[str, list[str]] = field(default_factory=lambda: {reason: [] for reason in SKIP_REASONS})
-
-    @property
-    def used(self) -> int:
-        return self.rows - sum(self.skipped.values())
-
-    def count(self, num_rows: int, skips: list[Skip]) -> None:
-        self.rows += num_rows
-        for skip in skips:
-            self.skipped[skip.reason] += 1
-            if len(self.examples[skip.reason]) < NUM_EXAMPLES:
-                self.examples[skip.reason].append(skip.message)
-
-    @classmethod
-    def sum_of(cls, reports: "Sequence[Report]") -> "Report":
-        """One report of what several ranks have seen."""
-        skipped = {reason: sum(report.skipped[reason] for report in reports) for reason in SKIP_REASONS}
-        examples = {r: [e for report in reports for e in report.examples[r]][:NUM_EXAMPLES] for r in SKIP_REASONS}
-        return cls(sum(report.rows for report in reports), skipped, examples)
-
-    def refuse_too_many_bad(self, max_bad_fraction: float) -> None:
-        """ValueError if more than `max_bad_fraction` of at least `NUM_ROWS_TO_JUDGE` rows could not be decoded."""
-        num_bad = self.skipped["bad"]
-        if self.rows >= NUM_ROWS_TO_JUDGE and num_bad > max_bad_fraction * self.rows:
-            raise ValueError(
-                f"{num_bad} of {self.rows} rows ({num_bad / self.rows:.1%}) have no usable audio; max_bad_fraction is"
-                f" {max_bad_fraction:.1%}. The first: {' | '.join(self.examples['bad'])}"
-            )
-
-    def refuse_nothing_used(self) -> None:
-        """ValueError if all rows were left out."""
-        if not self.used:
-            counts = ", ".join(f"{number} {reason}" for reason, number in self.skipped.items() if number)
-            examples = " | ".join(chain.from_iterable(self.examples.values()))
-            raise ValueError(f"None of {self.rows} rows could be used ({counts or 'no source has any'}). {examples}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +176,7 @@ class StreamPlanner:
         for ordered in window.rows:
             row = ordered.row
             try:
-                seconds = _duration_seconds(row)
+                seconds = duration_seconds_of(row)
                 settings.refuse_length(row.id, seconds)
                 length = min(seconds, settings.longest_seconds)
                 planned.append(PlannedRow(ordered.number, row, length, ordered.epoch))
@@ -347,15 +283,6 @@ def by_speaker(rows: list[PlannedRow]) -> list[list[PlannedRow]]:
     return list(groups.values())
 
 
-def _duration_seconds(row: Row) -> float:
-    if row.duration_seconds is not None:
-        return row.duration_seconds
-    try:
-        return audio_info(row.audio).duration_seconds
-    except AudioError as error:
-        raise UnusableRow("bad", f"{row.id}: {error}") from error
-
-
 def cut_into_batches(rows: list[PlannedRow], batch_seconds: float) -> list[list[PlannedRow]]:
     """`rows` in their order, cut wherever one more would make number of rows x longest exceed `batch_seconds`."""
     batches, longest = [], 0.0
@@ -366,32 +293,3 @@ def cut_into_batches(rows: list[PlannedRow], batch_seconds: float) -> list[list[
             longest = row.seconds
         batches[-1].append(row)
     return batches
-
-
-def rows_in_budget(rows: Iterator[Row], budget_seconds: float, budget_seed: int) -> set[int]:
-    """Numbers of the rows that a label budget, such as 10 min or 1 h, keeps.
-
-    The rows are taken in their order shuffled by `random.Random(budget_seed)` until they last `budget_seconds` or
-    more; so the last one may exceed the budget, by less than its own length. Rows whose length can't be read cost
-    nothing, and are counted as bad later.
-
-    Raises:
-        ValueError: all rows together don't reach the budget.
-    """
-    seconds = []
-    for row in rows:
-        try:
-            seconds.append(_duration_seconds(row))
-        except UnusableRow:
-            seconds.append(0.0)
-    order = list(range(len(seconds)))
-    Random(budget_seed).shuffle(order)
-    kept, total = set(), 0.0
-    for number in order:
-        if total >= budget_seconds:
-            break
-        kept.add(number)
-        total += seconds[number]
-    if total < budget_seconds:
-        raise ValueError(f"budget_seconds: {budget_seconds} asked for, but all rows together last {total:.1f} s.")
-    return kept

@@ -15,9 +15,10 @@ from tqdm.auto import tqdm
 
 from .collators import CLEAN
 from .data import SpeechBatches, pretraining_batches
-from .loop import Stage, StepOutput, make_accelerator, seed_step, train
+from .loop import make_accelerator, seed_step, train
 from .recipe import Recipe, batch_settings, configuration, family_class, parse_command, refuse_settings
 from .sources import as_sources, openable
+from .stage import Stage, StepOutput
 from .vitals import code_counts
 
 INPUTS = ("input_values", "attention_mask", "speaker_ids", CLEAN)

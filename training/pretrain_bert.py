@@ -24,11 +24,12 @@ from hf_wav2vec_family.conversion.fairseq_roberta import ROBERTA, with_vq_wav2ve
 from .checkpoints import replace_folder
 from .code_batches import CodeBatches
 from .extract_codes import VOCABULARY
-from .loop import Stage, StepOutput, make_accelerator, train
+from .loop import make_accelerator, train
 from .pretrain import averages
 from .recipe import Recipe, configuration, parse_command, refuse_settings
 from .sources import as_sources, openable
 from .span_masking import NOT_A_TARGET
+from .stage import Stage, StepOutput
 
 ARCHITECTURE = "DiscreteBert"
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .alignments import AlignedCollator
 from .collators import PretrainingCollator, pad_waveforms
-from .planning import UnusableRow
-from .sources import Row
+from .rows import Row
+from .skips import UnusableRow
 
 
 @dataclass

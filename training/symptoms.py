@@ -5,76 +5,11 @@ is to adding one. It stays silent where a log lacks what it reads.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from statistics import median
 
-# so many lines of training are judged together
-NUM_LINES = 20
-STOP, WARNING, NOTE = "stop", "warning", "note"
-SEVERITIES = (STOP, WARNING, NOTE)
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a recipe says that a log does not; None where there is no recipe or it has no such thing.
-
-    Args:
-        num_groups: G, groups of the codebook.
-        num_candidates: among which the contrastive objective tells the true one, 1 + N.
-        max_bad_fraction: of rows that cannot be read, above which the run stops.
-        num_steps: of the whole run.
-        overflows: gradients overflow now and then as a matter of course, as in fp16.
-    """
-
-    num_groups: int | None = None
-    num_candidates: int | None = None
-    max_bad_fraction: float | None = None
-    num_steps: int | None = None
-    overflows: bool = False
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong: what was `seen`, its likely `cause`, and the `lever` to pull.
-
-    `severity` is "stop" (what is trained from here on is worth nothing), "warning" or "note".
-    """
-
-    name: str
-    severity: str
-    seen: str
-    cause: str
-    lever: str
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.seen} Likely cause: {self.cause} Lever: {self.lever}"
-
-
-@dataclass(frozen=True)
-class Window:
-    """The last lines of a log, oldest first: `training` at most `NUM_LINES`, `evaluation` all so far."""
-
-    training: Sequence[dict]
-    evaluation: Sequence[dict] = ()
-    facts: Facts = Facts()
-
-    def values(self, name: str) -> list[float]:
-        """A number of the training lines, where they have it."""
-        return [line[name] for line in self.training if line.get(name) is not None]
-
-    def last(self, name: str, count: int = 3) -> float | None:
-        """The median of a number in the last `count` lines, None if there are fewer."""
-        values = self.values(name)
-        return median(values[-count:]) if len(values) >= count else None
-
-    @property
-    def step(self) -> int:
-        return self.training[-1]["step"] if self.training else 0
-
-    @property
-    def contrastive_loss(self) -> float | None:
-        return self.last("contrastive_loss")
+from .data_symptoms import bad_rows, input_level, offset, silent_audio, slowed_down, starved
+from .findings import NOTE, SEVERITIES, STOP, WARNING, Finding, Window
 
 
 def not_a_number(window: Window) -> Finding | None:
@@ -244,45 +179,6 @@ def too_large_updates(window: Window) -> Finding | None:
     )
 
 
-def silent_audio(window: Window) -> Finding | None:
-    share = window.last("silent_share", 1)
-    if share is None or share < 0.05:
-        return None
-    return Finding(
-        "silent audio",
-        STOP if share > 0.9 else WARNING,
-        f"{share:.0%} of the clips are silent (below -80 dB as they were recorded).",
-        "an empty channel, files that were cut or converted wrongly, or long pauses between utterances.",
-        "listen to some rows of data.train; leave silent files out, cut pauses, choose the channel that speaks.",
-    )
-
-
-def offset(window: Window) -> Finding | None:
-    share = window.last("input_offset")
-    if share is None or share < 0.2:
-        return None
-    return Finding(
-        "constant offset",
-        WARNING,
-        f"the mean of a clip is {share:.0%} of its level: the waveform does not swing around 0.",
-        "a recorder with a DC offset, or unsigned samples read as signed.",
-        "convert the corpus with a high-pass filter (20 Hz); do_normalize: true takes out what is constant in a clip.",
-    )
-
-
-def input_level(window: Window) -> Finding | None:
-    level, silent = window.last("input_rms"), window.last("silent_share")
-    if level is None or 1e-3 <= level <= 1.0 or (silent or 0.0) > 0.5:
-        return None
-    return Finding(
-        "input level",
-        WARNING,
-        f"clips have a level of {level:.3g}; speech of full scale 1 has 0.01 to 0.3.",
-        "samples that are not scaled to -1..1 (integers as floats)." if level > 1 else "a recording far too quiet.",
-        "scale the corpus; with do_normalize: true the level does not matter, but noise of a quiet recording does.",
-    )
-
-
 def mask_coverage(window: Window) -> Finding | None:
     share = window.last("mask_share")
     if share is None or 0.2 <= share <= 0.75:
@@ -293,46 +189,6 @@ def mask_coverage(window: Window) -> Finding | None:
         f"{share:.0%} of the frames are masked; the paper's settings mask about 49 %.",
         "spans that are too long or too short for the clips.",
         "model.mask_time_prob, model.mask_time_length, data.min_seconds.",
-    )
-
-
-def starved(window: Window) -> Finding | None:
-    share = window.last("data_wait_share")
-    if share is None or share < 0.2:
-        return None
-    return Finding(
-        "waiting for data",
-        WARNING,
-        f"{share:.0%} of the time the device waits for the next batch.",
-        "too few processes decode, or the disk or the network is too slow.",
-        "raise data.num_workers; keep the corpus on a local disk; flac or wav instead of mp3; 16 kHz.",
-    )
-
-
-def slowed_down(window: Window) -> Finding | None:
-    rates = window.values("audio_seconds_per_second")
-    if len(rates) < 8 or not median(rates[-3:]) < 0.4 * median(rates[:-3]):
-        return None
-    return Finding(
-        "slowed down",
-        NOTE,
-        f"{median(rates[-3:]):.3g} s of audio per second where {median(rates[:-3]):.3g} was usual.",
-        "something else on the machine, a device that throttles, a full disk, or a stalled network.",
-        "look at data_wait_share: where it rose too, at the data; else at the machine.",
-    )
-
-
-def bad_rows(window: Window) -> Finding | None:
-    share, limit = window.last("bad_row_share", 1), window.facts.max_bad_fraction
-    if share is None or share == 0 or share < 0.25 * (limit or 0.0):
-        return None
-    return Finding(
-        "broken rows",
-        WARNING,
-        f"{share:.2%} of the rows cannot be read; the run stops above data.max_bad_fraction"
-        + (f" = {limit:.2%}." if limit is not None else "."),
-        "a shard that is corrupt or was copied in part.",
-        "the log names them ('left out (bad)'): copy those shards again, or leave them out of data.train.",
     )
 
 

@@ -1,0 +1,60 @@
+"""The gradient of a step, summed over batches and processes and normalised by the targets of all of them."""
+
+import math
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from .last_good import LastGood
+from .run_log import RunLog
+from .stage import Stage
+
+
+def accumulate(
+    accelerator: Accelerator, model: nn.Module, source, stage: Stage, log: RunLog, num: int, *, step: int = 0
+) -> Tensor:
+    """Gradients of the summed loss of `num` batches; returns the number of targets on all processes."""
+    total = torch.zeros((), device=accelerator.device)
+    for i in range(num):
+        batch = log.wait_for(source)
+        batch = {
+            k: v.to(accelerator.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
+        }
+        if i == 0 and stage.before_batch is not None:
+            stage.before_batch(accelerator.unwrap_model(model), batch, step)
+        with accelerator.no_sync(model) if i < num - 1 else nullcontext():
+            with accelerator.autocast():
+                output = stage.compute(model, batch)
+            accelerator.backward(output.loss * output.num_targets)
+        total = total + output.num_targets
+        log.add_batch(output, batch)
+    return accelerator.reduce(total, reduction="sum")
+
+
+def apply_gradients(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    num_targets: Tensor,
+    max_norm: float,
+    last_good: LastGood | None = None,
+) -> Tensor:
+    """Turns summed gradients into the mean over all targets of all processes, clips and steps; returns their norm.
+
+    With `last_good`, a step whose gradient is no number is not taken.
+    """
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    # a process of FSDP scales its own part
+    gradients = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+    # DDP has divided by the number of processes
+    torch._foreach_mul_(gradients, accelerator.num_processes / num_targets.clamp(min=1))
+    # this also undoes the scaling of fp16, which may happen only once a step
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_norm if max_norm > 0 else math.inf)
+    if last_good is not None:
+        last_good.before_step(norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
