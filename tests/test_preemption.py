@@ -3,6 +3,9 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,6 +52,28 @@ def test_a_second_interrupt_ends_the_process_at_once():
         assert stop.agreed() == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+FAILS = """
+from training.data import pretraining_batches
+from transformers import Wav2Vec2FeatureExtractor
+
+settings = {{"batch_seconds": 4.0, "min_seconds": 0.1, "max_seconds": 1.0, "num_workers": 1}}
+batches = pretraining_batches({corpus!r}, Wav2Vec2FeatureExtractor(), **settings)
+stream = iter(batches)
+next(stream)
+raise RuntimeError("the cause comes last")
+"""
+
+
+def test_a_process_that_fails_does_not_wait_for_its_loaders_workers(corpus):  # noqa: F811
+    code = FAILS.format(corpus=str(corpus))
+    root = Path(__file__).parents[1]
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert process.returncode == 1
+    assert process.stderr.strip().splitlines()[-1] == "RuntimeError: the cause comes last"
 
 
 def _ask(rank: int, told: int, port: int, answers):

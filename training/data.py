@@ -33,7 +33,7 @@ from .collators import (
 from .dealing import Deal, RankState, dealt_anew
 from .ordering import parts_of
 from .planning import NUM_PLANS_AHEAD, BatchPlan, BatchSettings, PlannedRow, Planner, ahead
-from .preemption import leave_signals_to_the_main_process
+from .preemption import end_workers_at_exit, leave_signals_to_the_main_process
 from .skips import NUM_ROWS_TO_JUDGE, Report, Skip, UnusableRow
 from .sources import KINDS_WITH_AUDIO, as_sources, open_source
 
@@ -140,6 +140,8 @@ class SpeechBatches:
     def __iter__(self) -> Iterator[dict]:
         if self.state == self.beginning:
             self.report = Report()
+        if self.num_workers:
+            end_workers_at_exit()
         planner = Planner(self.sources, self.settings, self.state)
         loader = DataLoader(
             self.loader_class(self.collator, self.settings),

@@ -18,8 +18,9 @@ from hf_wav2vec_family.phones import CMU_39, TIMIT_39, TIMIT_48, TIMIT_61, WSJ_G
 
 from .collators import normalized_text
 from .data import finetuning_batches
+from .engine import make_accelerator
 from .evaluate import evaluate_on, write_report
-from .loop import make_accelerator, train
+from .loop import train
 from .pretrain import make_feature_extractor
 from .recipe import (
     Recipe,

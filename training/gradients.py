@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from .engine import keeps_gradients
 from .last_good import LastGood
 from .run_log import RunLog
 from .stage import Stage
@@ -28,10 +29,15 @@ def accumulate(
         with accelerator.no_sync(model) if i < num - 1 else nullcontext():
             with accelerator.autocast():
                 output = stage.compute(model, batch)
-            accelerator.backward(output.loss * output.num_targets)
-        total = total + output.num_targets
+            total = total + output.num_targets
+            if keeps_gradients(accelerator):
+                total = accelerator.reduce(total, reduction="sum")
+                mean = output.loss * output.num_targets * accelerator.num_processes / total.clamp(min=1)
+                model.backward(mean)  # which divides by the number of processes
+            else:
+                accelerator.backward(output.loss * output.num_targets)
         log.add_batch(output, batch)
-    return accelerator.reduce(total, reduction="sum")
+    return total if keeps_gradients(accelerator) else accelerator.reduce(total, reduction="sum")
 
 
 def apply_gradients(
@@ -46,6 +52,12 @@ def apply_gradients(
 
     With `last_good`, a step whose gradient is no number is not taken.
     """
+    if keeps_gradients(accelerator):
+        model.step()
+        norm = torch.as_tensor(model.get_global_grad_norm(), device=accelerator.device)
+        if last_good is not None:
+            last_good.before_step(norm)
+        return norm
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     # a process of FSDP scales its own part
     gradients = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]

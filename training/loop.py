@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 
 from .checkpoints import checkpoint_to_resume, load_checkpoint, read_run_state, replace_folder, save_checkpoint
@@ -24,28 +24,6 @@ from .run_log import Progress, RunLog, is_due
 from .stage import Stage
 
 logger = logging.getLogger(__name__)
-
-
-def make_accelerator(recipe: Recipe) -> Accelerator:
-    """Accelerate as all stages use it: batches come ready made, so it never touches the loader.
-
-    Raises:
-        ValueError: the launcher asks for DeepSpeed.
-    """
-    accelerator = Accelerator(
-        mixed_precision=recipe.optimization.mixed_precision,
-        dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
-        log_with=recipe.run.trackers or None,
-        project_dir=recipe.run.output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs()],
-        step_scheduler_with_optimizer=False,
-    )
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise ValueError(
-            "DeepSpeed takes its step within the backward pass, before the targets of all processes are counted, which"
-            " the loss is a mean over; training/accelerate/fsdp2.yaml splits the same things."
-        )
-    return accelerator
 
 
 def seed_step(seed: int, step: int, rank: int):
@@ -215,7 +193,8 @@ def evaluate_and_keep_best(
     if value is None or progress.best is None or value < progress.best:
         progress.best, progress.best_step = value, progress.step
         # of split weights every process has to give its part
-        weights = accelerator.get_state_dict(model) if accelerator.distributed_type == DistributedType.FSDP else None
+        split = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        weights = accelerator.get_state_dict(model) if split else None
         if accelerator.is_main_process:
             replace_folder(folder, lambda unfinished: stage.save(accelerator.unwrap_model(model), unfinished, weights))
     accelerator.wait_for_everyone()

@@ -4,8 +4,11 @@ The first signal lets the step end that is being computed; then all ranks save a
 told. A second SIGINT ends the process at once.
 """
 
+import atexit
+import multiprocessing
 import signal
 import threading
+from functools import cache
 from types import FrameType
 
 import torch
@@ -52,3 +55,20 @@ def leave_signals_to_the_main_process(worker: int):
     """For workers of a loader: terminals and schedulers signal them too, and their batches are still needed."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@cache
+def end_workers_at_exit():
+    """Lets this process end although workers of a loader are left, as an error leaves them.
+
+    Python ends them with SIGTERM and waits for them, but that is one of the signals that they leave alone.
+    """
+    atexit.register(_kill_daemons)
+
+
+def _kill_daemons():
+    if hasattr(signal, "SIGCHLD"):  # or torch would call it an error that a worker was killed
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for process in multiprocessing.active_children():
+        if process.daemon:  # which Python ends at exit too
+            process.kill()

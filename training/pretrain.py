@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 
 from .collators import CLEAN
 from .data import SpeechBatches, pretraining_batches
-from .loop import make_accelerator, seed_step, train
+from .engine import make_accelerator
+from .loop import seed_step, train
 from .recipe import Recipe, batch_settings, configuration, family_class, parse_command, refuse_settings
 from .sources import as_sources, openable
 from .stage import Stage, StepOutput

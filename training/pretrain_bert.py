@@ -23,8 +23,9 @@ from hf_wav2vec_family.conversion.fairseq_roberta import ROBERTA, with_vq_wav2ve
 
 from .checkpoints import replace_folder
 from .code_batches import CodeBatches
+from .engine import make_accelerator
 from .extract_codes import VOCABULARY
-from .loop import make_accelerator, train
+from .loop import train
 from .pretrain import averages
 from .recipe import Recipe, configuration, parse_command, refuse_settings
 from .sources import as_sources, openable

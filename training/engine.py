@@ -1,0 +1,62 @@
+"""How the processes of a run work together: what Accelerate is told, and what DeepSpeed needs beside it."""
+
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+
+from .recipe import Recipe
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Accelerate as all stages use it: batches come ready made, so it never touches the loader.
+
+    Raises:
+        ValueError: the launcher asks for DeepSpeed, and the recipe for what does not go with it.
+    """
+    accelerator = Accelerator(
+        mixed_precision=recipe.optimization.mixed_precision,
+        dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
+        log_with=recipe.run.trackers or None,
+        project_dir=recipe.run.output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs()],
+        step_scheduler_with_optimizer=False,
+    )
+    if keeps_gradients(accelerator):
+        refuse_with_deepspeed(recipe)
+        tell_deepspeed(accelerator.state.deepspeed_plugin.deepspeed_config, recipe.optimization.max_grad_norm)
+    return accelerator
+
+
+def keeps_gradients(accelerator: Accelerator) -> bool:
+    """Whether the engine keeps the gradients to itself, as DeepSpeed does, so that nobody can scale them.
+
+    The loss has to be normalised before its backward pass then, for which the targets of all processes are counted:
+    those of one batch are known by then, those of several that are accumulated are not.
+    """
+    return accelerator.distributed_type == DistributedType.DEEPSPEED
+
+
+def refuse_with_deepspeed(recipe: Recipe):
+    """ValueError for settings that do not go with DeepSpeed, each with what does."""
+    optimization = recipe.optimization
+    if optimization.gradient_accumulation_steps > 1:
+        raise ValueError(
+            "optimization.gradient_accumulation_steps: with DeepSpeed a batch is normalised before those after it are"
+            f" counted, so that only 1 is exact, got {optimization.gradient_accumulation_steps}; raise"
+            " data.batch_seconds, or accumulate with training/accelerate/fsdp2.yaml."
+        )
+    if optimization.mixed_precision != "no":
+        raise ValueError(
+            f"optimization.mixed_precision: {optimization.mixed_precision} with DeepSpeed keeps the weights of the"
+            " model in half precision, which nothing here was tried with; it takes no, and"
+            " training/accelerate/fsdp2.yaml takes bf16."
+        )
+    if optimization.compile:
+        raise ValueError("optimization.compile: DeepSpeed compiles in its own way, which nothing here was tried with.")
+
+
+def tell_deepspeed(config: dict, max_grad_norm: float):
+    """Fills in what depends on the recipe; a batch counts as one row, since only their number would be checked."""
+    config["train_micro_batch_size_per_gpu"] = 1
+    config["gradient_accumulation_steps"] = 1
+    config["gradient_clipping"] = max_grad_norm
+    config["zero_allow_untested_optimizer"] = True
