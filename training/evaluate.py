@@ -146,7 +146,7 @@ def write_report(folder: Path, scores: dict, utterances: list[Utterance]):
             file.write(json.dumps(asdict(utterance), ensure_ascii=False) + "\n")
 
 
-def main(arguments: list[str] | None = None) -> dict[str, float]:
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="folder or Hub id of a CTC model with its processor")
     parser.add_argument("data", help="folder, manifest, parquet, tar or Hub id")
@@ -158,8 +158,11 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--text-case", choices=["upper", "lower"])
     parser.add_argument("--batch-seconds", type=float, default=60.0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
 
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    options = parse_arguments(arguments)
     model = load_model(options.model).to(options.device)
     processor = transformers.AutoProcessor.from_pretrained(options.model)
     source = Source(options.data, options.name, options.split, options.text_column)

@@ -162,7 +162,7 @@ def write_pieces(rows: Iterable[Row], lexicon: Mapping, folder: Path, *, max_sec
     return counts
 
 
-def main(arguments: list[str] | None = None) -> dict[str, float]:
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", help="folder, manifest, parquet, tar or Hub id")
     parser.add_argument("--name", help="configuration of a Hub data set, or a corpus of the LDC")
@@ -171,8 +171,11 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--max-seconds", type=float, default=5.0, help="a word that lasts longer is longer")
     parser.add_argument("--budget-seconds", type=float, help="of utterances, taken as a label budget takes them")
     parser.add_argument("--output", type=Path, required=True, help="folder for SPLIT/metadata.jsonl and its audio")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
 
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    options = parse_arguments(arguments)
     lexicon = read_lexicon(options.lexicon)
     source = open_source(Source(options.corpus, options.name, options.split))
     rows = source.rows()

@@ -230,9 +230,10 @@ def train_supervised(
 @torch.no_grad()
 def use_of_codes(folder: str, settings: Settings, loading: Loading) -> dict | None:
     """How a model uses its codebook on the test split, and what its codes say about phones if those are the task;
-    None if it has none."""
+    None if it has none of its own."""
     model = load_model(folder).to(loading.device)
-    if not hasattr(model, "quantize"):
+    # a Discrete BERT has its codes from a vq-wav2vec, of which they can be asked
+    if not hasattr(model, "quantize") or not hasattr(model.config, "num_codevectors_per_group"):
         return None
     feature_extractor = transformers.Wav2Vec2FeatureExtractor.from_pretrained(folder)
     codes, codes_of_phones, phones = [], [], []
@@ -279,11 +280,11 @@ def make_entries(options: argparse.Namespace, settings: Settings, loading: Loadi
     return entries
 
 
-def lacking(entry: Entry, kinds: list[str], num_seeds: int, report: Report) -> dict[int, list[tuple[str, str]]]:
+def lacking(entry: Entry, kinds: list[str], seeds: range, report: Report) -> dict[int, list[tuple[str, str]]]:
     """seed -> (layer, kind of probe) of each row of an entry that the report has no result of."""
     rows = [(layer, kind, name + PROBES[kind]) for layer, name in entry.names.items() for kind in kinds]
     done = {row: report.seeds_done(row, entry.origin) for _, _, row in rows}
-    wanted = {seed: [(layer, kind) for layer, kind, row in rows if seed not in done[row]] for seed in range(num_seeds)}
+    wanted = {seed: [(layer, kind) for layer, kind, row in rows if seed not in done[row]] for seed in seeds}
     return {seed: missing for seed, missing in wanted.items() if missing}
 
 
@@ -314,6 +315,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--baseline", nargs="+", default=[], choices=BASELINES)
     parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--num-epochs", type=int, default=10, help="of each probe")
     parser.add_argument("--batch-seconds", type=float, default=60.0)
     parser.add_argument("--num-workers", type=int, default=0, help="processes that decode")
@@ -331,9 +333,10 @@ def main(arguments: list[str] | None = None) -> Report:
     entries = make_entries(options, settings, loading)
     path = options.output / "probe.json"
     report = Report.read(path, settings)
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     for entry in (progress := tqdm(entries, unit="front ends")):
         progress.set_description(next(iter(entry.names.values())))
-        wanted = lacking(entry, options.probe, options.seeds, report)
+        wanted = lacking(entry, options.probe, seeds, report)
         for result in probe_entry(entry, wanted, settings, loading):
             report.results.append(result)
             report.write(path)
