@@ -2,7 +2,7 @@
 
 python -m training.hold_out /my/corpus --split train --every 5 --output corpus-of-speakers
 
-No audio is copied: `train/` and `dev/` of the output have a `metadata.jsonl` each and a link to the folder of the split.
+No audio is copied: `train/` and `dev/` of the output have a `metadata.jsonl` each and a link to the split's folder.
 """
 
 import argparse

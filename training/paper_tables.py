@@ -7,14 +7,14 @@ A file of training/tables/ says a table once and how to make it at each scale:
 | `title`, `source` | what it shows; paper, arXiv number and table |
 | `numbers` | key -> heading of each column of the paper |
 | `cells` | key -> `title`, `paper` (key of a number -> value, or [mean, deviation]), `x` of a curve, and `set` |
-| `claims` | `text`, and the cells of an `order` from best to worst, or two pairs `narrower`: the difference within the |
-| | second pair is smaller than within the first; `columns` of the paper that it is said of, or all |
+| `claims` | `text`, and the cells of an `order` from best to worst, or two pairs `narrower`, of which the second |
+| | differs less than the first; `columns` of the paper that it is said of, or all |
 | `scales` | `tiny`, `full`: `seeds`, `note`, `columns`, `stages`, and per cell in `cells` what it changes |
 
-A stage is a command of this folder (`run`) with a `recipe` or `inputs`, and options that it is to `set`; a cell may set
-others. `{corpus}`, `{lexicon}` and the like in them are the places that --data names, `{seed}` the number of the seed,
-and `{other_stage}` the folder that another stage leaves: what a column measures is run, and what that needs, nothing
-else. Two cells whose stages come out the same share them: the name of a stage's folder is made of all that matters.
+A stage is a command of this folder (`run`) with a `recipe` or `inputs`, and options that it is to `set`; a cell may
+set others. `{corpus}`, `{lexicon}` and the like in them are the places that --data names, `{seed}` the number of the
+seed, and `{other_stage}` the folder that another stage leaves: what a column measures is run, and what that needs,
+nothing else. Cells whose stages come out the same share them: a stage's folder is named after all that matters.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -275,7 +275,7 @@ class Run:
         options = dict(spec.set)
         for changes in (self.table.cells[self.cell], self.changes):
             options |= changes.set.get(name, {}) | changes.set.get(stage, {})
-        identity = [spec.run, recipe_content(spec), arguments_of(spec, options, seed, by_name)]
+        identity = [spec.run, recipe_content(spec.recipe), arguments_of(spec, options, seed, by_name)]
         folder = self.root / f"{stage}-{digest(identity)}"
         arguments = arguments_of(spec, options, seed, by_path)
         if COMMANDS[spec.run].with_recipe:
@@ -296,9 +296,7 @@ def filled(value: Any, value_of: Callable[[str], str]) -> Any:
     return value
 
 
-def arguments_of(
-    spec: StageSpec, options: Mapping[str, Any], seed: int, value_of: Callable[[str], str]
-) -> list[str]:
+def arguments_of(spec: StageSpec, options: Mapping[str, Any], seed: int, value_of: Callable[[str], str]) -> list[str]:
     """`key=value` for a recipe, `--key value` for other commands, with the seed where there is one."""
     command, options = COMMANDS[spec.run], filled(options, value_of)
     if command.with_recipe:
@@ -321,9 +319,10 @@ def recipe_path(spec: StageSpec) -> Path:
     return (HERE / "recipes" / spec.recipe).relative_to(HERE.parent)
 
 
-def recipe_content(spec: StageSpec) -> Any:
+@cache
+def recipe_content(recipe: str | None) -> Any:
     """What a recipe says without its comments."""
-    return spec.recipe and OmegaConf.to_container(OmegaConf.load(HERE / "recipes" / spec.recipe))
+    return recipe and OmegaConf.to_container(OmegaConf.load(HERE / "recipes" / recipe))
 
 
 def digest(content: Any) -> str:

@@ -100,10 +100,10 @@ def run_step(step: Step, launcher: tuple[str, ...], failures: dict[Path, str]) -
     began = time.perf_counter()
     log = step.folder / "output.log"
     with log.open("a") as output:
-        code = subprocess.run(command, cwd=HERE.parent, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
-    if code:
+        ended = subprocess.run(command, cwd=HERE.parent, stdout=output, stderr=subprocess.STDOUT, check=False)
+    if ended.returncode:
         last = (log.read_text().strip().splitlines() or ["no output"])[-1]
-        failures[step.folder] = f"training.{step.run} ended with {code}: {last} ({log})"
+        failures[step.folder] = f"training.{step.run} ended with {ended.returncode}: {last} ({log})"
         raise StageFailed(failures[step.folder])
     seconds = round(time.perf_counter() - began, 1)
     write_json(done, {"command": command, "seconds": seconds})

@@ -1,4 +1,4 @@
-"""What was measured of a table, beside the paper: as Markdown, as a picture, and whether the paper's order comes out."""
+"""What was measured of a table beside the paper: as Markdown, as a picture, and whether the order is the paper's."""
 
 import math
 from collections.abc import Sequence
