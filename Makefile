@@ -9,7 +9,7 @@ DATA ?=
 ARGS ?=
 OUTPUT ?= runs/quickstart
 
-.PHONY: quickstart test test-all lint format
+.PHONY: quickstart test test-all lint format demo docs screenshot
 
 # keeps the C library from returning memory after every step and asking for it again
 quickstart: export MALLOC_MMAP_MAX_ = 0
@@ -30,6 +30,19 @@ test: .venv-test
 test-all: .venv-test
 	.venv-test/bin/python -m pytest
 
+# The models in a browser; MODEL gives text, ARGS more, such as ARGS="--codes runs/vq/model --live runs/cpc/model".
+MODEL ?= $(OUTPUT)/finetuning/model
+demo: .venv-demo
+	.venv-demo/bin/python -m hf_wav2vec_family.demo --model $(MODEL) $(ARGS)
+
+# The site, in site/; a warning is an error.
+docs:
+	$(PYTHON) -m mkdocs build --strict -f docs/mkdocs.yml
+
+# The picture of the demo in the README, from a browser: CLIP is a file of speech, VQ a vq-wav2vec.
+screenshot:
+	$(PYTHON) tests/demo_browser.py $(MODEL) $(CLIP) docs/images/demo.png $(VQ)
+
 lint:
 	ruff check .
 	ruff format --check .
@@ -37,6 +50,11 @@ lint:
 format:
 	ruff check --fix .
 	ruff format .
+
+.venv-demo:
+	$(PYTHON) -m venv $(VENV_FLAGS) $@
+	$@/bin/python -m pip install --quiet $(TORCH)
+	$@/bin/python -m pip install --quiet --editable ".[demo]"
 
 .PHONY: .venv-quickstart .venv-test
 .venv-quickstart .venv-test:

@@ -1,0 +1,106 @@
+"""The demo, as a person meets it: a browser, a file, a transcript whose words can be clicked."""
+
+import importlib.util
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from demo_browser import browsed, chromium, codes, served, transcribe
+from publications import configuration_of, save_ctc_run, save_processor
+
+import hf_wav2vec_family as family
+from hf_wav2vec_family.decoding.pipeline import transcriber
+from hf_wav2vec_family.demo import transcript
+from hf_wav2vec_family.demo.__main__ import main
+from hf_wav2vec_family.demo.drawing import draw_window
+from hf_wav2vec_family.demo.live import Live
+
+NEEDED = ("gradio", "playwright")
+missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+needs_a_browser = pytest.mark.skipif(
+    bool(missing) or chromium() is None,
+    reason=f"{', '.join(missing) or 'chromium'} is not installed: pip install '.[dev]', apt-get install chromium",
+)
+
+
+@pytest.fixture(scope="module")
+def recogniser(tmp_path_factory) -> Path:
+    return save_ctc_run(tmp_path_factory.mktemp("run"), "wav2vec2")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    """Three seconds of noise that swells."""
+    samples = np.random.default_rng(0).normal(0, 0.2, 48_000) * np.linspace(0.2, 1, 48_000)
+    path = tmp_path_factory.mktemp("clips") / "clip.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes((samples * 32767).astype(np.int16).tobytes())
+    return path
+
+
+def folder_of(name: str, folder: Path, **fields) -> Path:
+    prefix, config = configuration_of(name, **fields)
+    torch.manual_seed(0)
+    getattr(family, f"{prefix}Model")(config).save_pretrained(folder)
+    save_processor(folder, name)
+    return folder
+
+
+@pytest.mark.slow
+@needs_a_browser
+def test_a_file_put_into_the_browser_comes_back_as_words_that_seek(recogniser, clip, tmp_path):
+    quantizer = folder_of("vq-wav2vec", tmp_path / "vq")
+    with served(model=str(recogniser), codes=str(quantizer)) as url, browsed(url) as page:
+        seen = transcribe(page, clip, tmp_path / "demo.png")
+        codes(page, clip, tmp_path / "codes.png")
+    expected = transcriber(recogniser)(clip, return_timestamps="word")
+    assert seen.text == expected["text"]
+    assert [word for word, _ in seen.words] == [chunk["text"] for chunk in expected["chunks"]]
+    assert seen.player_seconds == pytest.approx(seen.words[-1][1], abs=0.5)
+    for name in ("demo.png", "codes.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+
+
+def test_long_recordings_say_how_far_they_are(recogniser, clip):
+    shares = []
+    heard = transcript.transcribe(str(recogniser), clip, shares.append)
+    assert shares[-1] == 1.0
+    assert heard.text == transcriber(recogniser)(clip)["text"]
+
+
+def test_what_is_heard_is_text_and_no_markup(recogniser, clip):
+    alignment = transcript.transcribe(str(recogniser), clip)
+    word = type(alignment.words[0])("<b>&", 0.5, 1.0)
+    html = transcript.as_html(type(alignment)(**{**vars(alignment), "words": [word]}), "/tmp/a b.wav")
+    assert "&lt;b&gt;&amp;" in html
+    assert 'data-begin="0.500"' in html
+    assert "/tmp/a%20b.wav" in html
+
+
+def test_live_speech_in_pieces_is_what_the_whole_clip_is(tmp_path):
+    folder = folder_of("cpc", tmp_path / "cpc")
+    samples = (np.random.default_rng(0).normal(0, 0.1, 16_000) * 32767).astype(np.int16)
+    live = Live(str(folder), 16_000)
+    for begin in range(0, 16_000, 3000):
+        live.hear(samples[begin : begin + 3000])
+    with torch.no_grad():
+        whole = family.CPCModel.from_pretrained(folder)(torch.from_numpy(samples / np.float32(32768))[None])
+    heard = len(live.frames)
+    assert heard > 90
+    np.testing.assert_allclose(live.frames, whole.last_hidden_state[0, :heard].numpy(), atol=1e-5)
+    assert draw_window(live.frames, None).shape[2] == 3
+
+
+def test_live_codes_are_drawn_above_the_features():
+    features, found = np.random.default_rng(0).normal(size=(7, 16)), np.arange(14).reshape(7, 2)
+    assert draw_window(features, found).shape[0] > draw_window(features, None).shape[0]
+
+
+def test_a_space_names_the_models_it_was_made_with(tmp_path):
+    main(["--model", "me/ctc", "--live", "me/cpc", "--space", str(tmp_path)])
+    assert "model='me/ctc'" in (tmp_path / "app.py").read_text()
+    compile((tmp_path / "app.py").read_text(), "app.py", "exec")
+    assert "- me/cpc\n- me/ctc" in (tmp_path / "README.md").read_text()

@@ -1,0 +1,158 @@
+"""What the documentation says can be done: blocks of Python run, commands parse, links lead somewhere."""
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from training.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs" / "pages").rglob("*.md"))
+DOCUMENTS = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "training/README.md"))]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"`((?:python|accelerate|make|torchrun)\s[^`]*)`")
+PROJECT = (ROOT / "pyproject.toml").read_text()
+# what they name is a file or a model that only the reader has
+NEEDS_A_MODEL = ("from_pretrained(", "transcriber(", "pipeline(", "--8<--")
+LAUNCHERS = ("accelerate", "torchrun")
+ELSEWHERE = ("pip", "python3", "ruff", "hf", ".")
+
+
+class Parsed(Exception):
+    """Stands for a command whose arguments were accepted."""
+
+
+def blocks(language: str) -> list:
+    found = []
+    for path in DOCUMENTS:
+        name = str(path.relative_to(ROOT))
+        texts = FENCE.findall(path.read_text())
+        found += [pytest.param(text, id=f"{name}-{i}") for i, (kind, text) in enumerate(texts) if kind == language]
+    return found
+
+
+def commands() -> list:
+    """Each command of a block of a shell, and those within text, as one line."""
+    found = {}
+    for path in DOCUMENTS:
+        text = path.read_text()
+        lines = [block for kind, block in FENCE.findall(text) if kind == "bash"]
+        lines = "\n".join(lines).replace("\\\n", " ").splitlines() + COMMAND.findall(text.replace("\\\n", " "))
+        for line in lines:
+            line = re.sub(r"\s+#\s.*$", "", line).strip()
+            if line and not line.startswith("#"):
+                found.setdefault(" ".join(line.split()), path.name)
+    return [pytest.param(line, id=f"{name}: {line[:70]}") for line, name in found.items()]
+
+
+@pytest.mark.parametrize("text", blocks("python"))
+def test_python_runs(text):
+    compile(text if "--8<--" not in text else "", "block", "exec")
+    if any(word in text for word in NEEDS_A_MODEL):
+        # what it imports is there, all the same
+        for line in re.findall(r"^(?:from|import) .*$", text, flags=re.MULTILINE):
+            exec(line, {})
+        return
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(compile(text, "block", "exec"), {})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_is_understood(command, monkeypatch):
+    if "…" in command or re.search(r"\b(RECIPE|RUN|MODEL|RUN1)\b", command):
+        pytest.skip("names what the reader puts in")
+    words = [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z_]+=\S*", word)]
+    if ">" in words:
+        words = words[: words.index(">")]
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE), command
+    elif words[0] == "pip" and "install" in words:
+        for extras in re.findall(r"\.\[([\w,]+)\]", command):
+            assert all(re.search(rf"^{extra} = \[", PROJECT, flags=re.MULTILINE) for extra in extras.split(","))
+    elif words[0] == "python" or words[0] in LAUNCHERS:
+        dry_run(words, monkeypatch)
+    else:
+        assert words[0] in ELSEWHERE, command
+
+
+def dry_run(words: list[str], monkeypatch):
+    """Has the program parse its arguments, and end there; recipes are read with their overrides."""
+    monkeypatch.chdir(ROOT)
+    if "--config_file" in words:
+        assert Path(words[words.index("--config_file") + 1]).is_file()
+    by_module = "-m" in words
+    place = words.index("-m") + 1 if by_module else 1
+    program, arguments = words[place], words[place + 1 :]
+    if program == "pytest" or importlib.util.find_spec("accelerate") is None:
+        return
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(parser, given=None, namespace=None):
+        raise Parsed(parse(parser, given, namespace))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    monkeypatch.setattr(sys, "argv", [program, *arguments])
+    run = runpy.run_module if by_module else runpy.run_path
+    try:
+        run(program, run_name="__main__")
+    except Parsed as parsed:
+        options = parsed.args[0]
+    if hasattr(options, "overrides") and hasattr(options, "recipe"):
+        load_recipe(options.recipe, options.overrides)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_a_file_and_a_heading(path):
+    text = FENCE.sub("", path.read_text())
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://", "mailto:")):
+            assert re.fullmatch(r"https://[\w.-]+(/\S*)?", target), target
+            continue
+        file, _, heading = target.partition("#")
+        found = (path.parent / file).resolve() if file else path
+        assert found.exists(), f"{path.name}: {target}"
+        if heading:
+            slugs = [
+                re.sub(r"[^\w\- ]", "", line).strip().lower().replace(" ", "-")
+                for line in re.findall(r"^#+ (.*)$", found.read_text(), flags=re.MULTILINE)
+            ]
+            assert heading in slugs, f"{path.name}: {target}"
+
+
+def test_every_page_is_in_the_navigation():
+    settings = (ROOT / "docs" / "mkdocs.yml").read_text()
+    for page in PAGES:
+        assert str(page.relative_to(ROOT / "docs" / "pages")) in settings, page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("mkdocs") is None, reason='mkdocs is not installed: pip install ".[docs]"'
+)
+def test_the_site_is_built_without_a_warning(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "-f",
+        "docs/mkdocs.yml",
+        "-d",
+        str(tmp_path / "site"),
+    ]
+    built = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    )
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "site" / "architectures" / "cpc" / "index.html").exists()
