@@ -305,9 +305,9 @@ def test_a_running_log_is_judged_and_drawn_beside_a_reference_in_one_page_of_its
     assert not any(word in page for word in ("<ill>", "<script", "src=", "<link"))
     assert (tmp_path / "doctor.png").read_bytes().startswith(b"\x89PNG")
 
-    assert doctor.main([str(well)]) == 0
+    assert doctor.main([str(well), "--pictures", str(tmp_path / "doctor.png")]) == 0
     assert "Nothing is wrong" in capsys.readouterr().out
-    assert (well / "doctor.html").exists()
+    assert 'src="data:image/png;base64,' in (well / "doctor.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 python -m training.doctor runs/mine
 python -m training.doctor runs/mine --reference runs/of-last-week --output report
+python -m training.doctor runs/mine --pictures codebook.png phones.png
 
 Writes doctor.png and doctor.html, a page that needs nothing else. Ends with 1 if something is wrong at the end of the
 log. The same symptoms are looked for while a run trains. Without --reference the reference is the run of the same
@@ -9,10 +10,12 @@ architecture among those measured in training/results.
 """
 
 import argparse
+import base64
 import html
 import io
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -212,7 +215,7 @@ def draw(run: Path, series: dict[str, Series], episodes: list[Episode], referenc
 
 
 def page(run: Path, episodes: list[Episode], reference: Reference | None, picture: str, last_step: int) -> str:
-    """One HTML page with everything in it; `picture` is SVG."""
+    """One HTML page with everything in it; `picture` is a part of it, such as SVG."""
     columns = ("what", "steps", "seen", "likely cause", "lever")
     rows = []
     for episode in episodes:
@@ -239,8 +242,20 @@ def as_svg(figure) -> str:
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
-def examine_run(run: Path, output: Path, reference: Reference | None = None) -> list[Episode]:
-    """Judges the log in a run's folder and writes `output`/doctor.png and doctor.html.
+def as_figures(pictures: Sequence[Path]) -> str:
+    """PNG files as elements of a page, their bytes within it."""
+    figures = []
+    for path in pictures:
+        data, name = base64.b64encode(path.read_bytes()).decode(), html.escape(path.name)
+        figures.append(f'<figure><img alt="{name}" src="data:image/png;base64,{data}"></figure>')
+    return "".join(figures)
+
+
+def examine_run(
+    run: Path, output: Path, reference: Reference | None = None, pictures: Sequence[Path] = ()
+) -> list[Episode]:
+    """Judges the log in a run's folder and writes `output`/doctor.png and doctor.html, with `pictures` below its
+    curves.
 
     Raises:
         ValueError: the folder holds no log, or an empty one.
@@ -256,7 +271,7 @@ def examine_run(run: Path, output: Path, reference: Reference | None = None) -> 
         last = lines[-1]["step"]
         episodes += [Episode(finding, last, last, True)] if finding is not None else []
     figure = draw(run, series, episodes, reference, facts)
-    text = page(run, episodes, reference, as_svg(figure), lines[-1]["step"])
+    text = page(run, episodes, reference, as_svg(figure) + as_figures(pictures), lines[-1]["step"])
     save_figure(figure, output / "doctor.png")
     (output / "doctor.html").write_text(text)
     return episodes
@@ -267,12 +282,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="the output_dir of a run")
     parser.add_argument("--reference", type=Path, help="the output_dir of a healthy run to compare with")
     parser.add_argument("--output", type=Path, help="folder for doctor.png and doctor.html; RUN by default")
+    parser.add_argument("--pictures", nargs="+", type=Path, default=[], help="PNG files to put into doctor.html too")
     options = parser.parse_args(arguments)
     reference = None
     if options.reference is not None:
         num_steps = facts_in(options.reference).num_steps
         reference = reference_of(read_lines(options.reference), str(options.reference), num_steps)
-    episodes = examine_run(options.run, options.output or options.run, reference)
+    episodes = examine_run(options.run, options.output or options.run, reference, options.pictures)
     for episode in episodes:
         print(f"steps {episode.first_step} to {'the end' if episode.lasts else episode.last_step}: {episode.finding}")
     wrong = [episode for episode in episodes if episode.lasts and episode.finding.severity != NOTE]

@@ -48,8 +48,11 @@ def draw_codebook(codes: Tensor, num_codevectors: int, output: Path):
     shares = usage.counts.double() / len(codes)
     norm = LogNorm(vmin=max(1 / len(codes), 1e-6), vmax=float(shares.max()))
     colours = pyplot.get_cmap("viridis").with_extremes(bad="#bbbbbb")
-    panels = groups + (groups == 2)
-    figure, axes = pyplot.subplots(1, panels, figsize=(4.6 * panels, 3.6), squeeze=False)
+    # a narrow one for the scale
+    widths = [1.0] * groups + [0.05] + [1.0] * (groups == 2)
+    figure, axes = pyplot.subplots(
+        1, len(widths), figsize=(4.4 * sum(widths) + 1, 3.4), squeeze=False, width_ratios=widths
+    )
     for group, axis in enumerate(axes[0, :groups]):
         cells = np.full(width * height, np.nan)
         cells[:num_codevectors] = np.where(shares[group] > 0, shares[group], np.nan)
@@ -60,15 +63,15 @@ def draw_codebook(codes: Tensor, num_codevectors: int, output: Path):
         used = int((usage.counts[group] > 0).sum())
         axis.set_title(f"group {group}: {used} of {num_codevectors} entries used", fontsize=9)
         axis.set(xticks=[], yticks=[])
-    figure.colorbar(picture, ax=list(axes[0, :groups]), label="share of frames (grey: never)", fraction=0.03)
+    figure.colorbar(picture, cax=axes[0, groups], label="share of frames (grey: never)")
     if groups == 2:
         orders = [counts.argsort(descending=True) for counts in usage.counts]
         ranks = torch.stack([order.argsort()[codes[:, g]] for g, order in enumerate(orders)])
         pairs = np.zeros((num_codevectors, num_codevectors))
         np.add.at(pairs, tuple(ranks.numpy()), 1)
         most = [max(int((counts > 0).sum()), 1) for counts in usage.counts]
-        axis = axes[0, 2]
-        axis.imshow(np.log1p(pairs[: most[0], : most[1]]), origin="lower", aspect="auto", cmap="viridis")
+        axis, counted = axes[0, -1], np.ma.masked_equal(pairs[: most[0], : most[1]], 0)
+        axis.imshow(counted, norm=LogNorm(), origin="lower", aspect="auto", cmap=colours)
         axis.set_title(f"{usage.num_used_tuples:,} pairs in {len(codes):,} frames", fontsize=9)
         axis.set_xlabel("entry of group 1, the most frequent first", fontsize=8)
         axis.set_ylabel("entry of group 0, the most frequent first", fontsize=8)

@@ -87,7 +87,7 @@ def build(model: str = "", codes: str = "", live: str = "") -> gr.Blocks:
             quantizer = gr.Textbox(codes, label="vq-wav2vec or Discrete BERT", placeholder="folder, or owner/name")
             spoken = gr.Audio(type="filepath", sources=["upload", "microphone"], label="speech")
             see = gr.Button("Show its codes", variant="primary")
-            picture = gr.Plot(label="codes", elem_id="codes")
+            picture = gr.Plot(show_label=False, elem_id="codes")
             written = gr.Textbox(label="codes as words", lines=3, buttons=["copy"])
             see.click(see_codes, [quantizer, spoken], [picture, written])
         with gr.Tab("Live"):
