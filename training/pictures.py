@@ -56,7 +56,8 @@ def draw_codebook(codes: Tensor, num_codevectors: int, output: Path):
     for group, axis in enumerate(axes[0, :groups]):
         cells = np.full(width * height, np.nan)
         cells[:num_codevectors] = np.where(shares[group] > 0, shares[group], np.nan)
-        picture = axis.imshow(np.ma.masked_invalid(cells).reshape(height, width), norm=norm, cmap=colours)
+        cells = np.ma.masked_invalid(cells).reshape(height, width)
+        picture = axis.imshow(cells, norm=norm, cmap=colours, aspect="auto")
         # what fills up the last row is no entry
         for place in range(num_codevectors, width * height):
             axis.add_patch(pyplot.Rectangle((place % width - 0.5, place // width - 0.5), 1, 1, color="white"))
