@@ -18,9 +18,13 @@ from runs import forget_accelerator
 from safetensors.torch import load_file
 
 import training.data
+import training.stalls
 from training import doctor, pretrain
+from training.curves import as_series
+from training.doctor_report import draw
 from training.findings import Facts
 from training.recipe import load_recipe
+from training.reference import Reference, measured_reference
 from training.vitals import Vitals, code_counts
 
 RATE = 16_000
@@ -213,6 +217,33 @@ def test_a_loader_that_starves_the_device_is_warned_of(make_recipe, monkeypatch,
     assert any("raise data.num_workers" in record.message for record in caplog.records)
 
 
+def test_a_clock_that_stands_still_is_named_and_costs_no_step(make_recipe, monkeypatch, caplog):
+    recipe = make_recipe("optimization.num_steps=4", "run.checkpoint_every_steps=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "perf_counter", lambda: 1.0)
+        assert run(recipe)["steps"] == 4
+    assert any(record.message.startswith("the clock stood still: 0 s") for record in caplog.records)
+    assert checkpoints(recipe) == ["step-00000002", "step-00000004"]
+
+
+def test_a_step_that_does_not_end_is_told_of_once_with_the_line_that_it_stands_in(make_recipe, monkeypatch, caplog):
+    read, calls = training.data.read_audio, []
+
+    def stalls(*arguments):
+        calls.append(arguments)
+        if len(calls) == 6:
+            time.sleep(3.0)
+        return read(*arguments)
+
+    monkeypatch.setattr(training.data, "read_audio", stalls)
+    monkeypatch.setattr(training.stalls, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(training.stalls, "PATIENCE_STEPS", 0)
+    assert run(make_recipe("optimization.num_steps=5"))["steps"] == 5
+    told = [record.message for record in caplog.records if record.message.startswith("standing still")]
+    assert any(" stalls < " in message and "Likely cause" in message for message in told)
+    assert len(told) <= 5
+
+
 def test_a_healthy_run_is_not_warned_of(make_recipe, caplog):
     recipe = make_recipe("optimization.learning_rate=1e-4")
     run(recipe)
@@ -310,6 +341,24 @@ def test_a_running_log_is_judged_and_drawn_beside_a_reference_in_one_page_of_its
     assert 'src="data:image/png;base64,' in (well / "doctor.html").read_text()
 
 
+def test_the_picture_shows_what_is_healthy_and_where_something_came_up(tmp_path):
+    lines = [{"step": s, "loss": 9.0 - s / 10, "data_wait_share": 0.5 if s > 20 else 0.01} for s in range(1, 41)]
+    reference = Reference("well", as_series(lines), 40)
+    report = doctor.examine_run(write_log(tmp_path / "run", lines), tmp_path, reference)
+    figure = draw(report)
+    panels = {axis.get_title(loc="left"): axis for axis in figure.axes if axis.axison}
+    assert set(panels) == {"loss", "time waiting for data, %"}
+    loss, waiting = panels.values()
+    # in per cent, and the whole of what is healthy is to be seen
+    assert waiting.get_ylim()[0] == 0
+    assert waiting.get_ylim()[1] >= 50
+    assert [text.get_text() for text in loss.texts if text.get_text().isdigit()] == ["1"]
+    assert len(loss.collections) == 1, "the range of the reference"
+    assert len(waiting.patches) == 1, "the limit of the symptom"
+    assert "Wrong at the end of the log: waiting for data" in figure.get_suptitle()
+    assert "within the limits of the symptoms, or of well" in figure.legends[0].get_texts()[2].get_text()
+
+
 @pytest.mark.parametrize(
     ("architecture", "name"),
     [("CPC", "cpc/small_clean5"), ("VQWav2Vec", "vq_wav2vec/small_clean5"), ("Wav2Letter", None)],
@@ -317,13 +366,13 @@ def test_a_running_log_is_judged_and_drawn_beside_a_reference_in_one_page_of_its
 def test_the_reference_is_the_measured_run_of_the_same_architecture(tmp_path, architecture, name):
     line = {"step": 1, "loss": 1.0, "codevector_perplexity": 9.0, "code_perplexity": 9.0, "accuracy": 0.1}
     folder = write_log(tmp_path / "run", [line], recipe=f"architecture: {architecture}\n")
-    found = doctor.measured_reference(folder, doctor.as_series([line]))
+    found = measured_reference(folder, as_series([line]))
     assert (found and found.name) == name
 
 
 def test_the_range_of_a_reference_is_what_it_showed_around_the_same_part_of_its_run():
     lines = [{"step": 10 * i, "loss": float(i % 2) + i} for i in range(1, 11)]
-    steps, low, high = doctor.Reference("r", doctor.as_series(lines), 100).band("loss", 1_000)
+    steps, low, high = Reference("r", as_series(lines), 100).band("loss", 1_000)
     assert steps == [100.0 * i for i in range(1, 11)]
     values = [line["loss"] for line in lines]
     assert (low[4], high[4]) == (min(values[3:6]), max(values[3:6]))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.resume import Cell, judge, warm_context, write_corpus
+from benchmarks.resume import Cell, Run, judge, num_lines, recipe_of, warm_context, write_corpus
+from training.checkpoints import newest_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -18,3 +19,20 @@ def test_a_run_killed_anywhere_and_started_again_ends_in_the_weights_and_rows_of
     outcome = judge(warm_context(), cell, tmp_path / "corpus", tmp_path, num_steps=12, kills=3, seed=1)
     assert outcome.kills > 0
     assert outcome.good, outcome
+
+
+def test_a_process_that_is_killed_ends_the_others_with_the_cause_and_the_run_goes_on_from_its_checkpoint(tmp_path):
+    corpus, output = tmp_path / "corpus", tmp_path / "run"
+    write_corpus(corpus)
+    cell = Cell("folder", num_workers=0, num_processes=2, stage="pretrain", architecture="CPC")
+    context, recipe = warm_context(), recipe_of(cell, corpus, output, 40)
+    run = Run(context, cell, recipe, corpus)
+    run.wait_until(lambda: num_lines(output / "rows-0.jsonl") >= 12)
+    run.processes[1].kill()
+    run.processes[0].join(120)
+    assert run.processes[0].exitcode not in (0, None), "it waits for ever"
+    last = (output / "process-0.txt").read_text().strip().splitlines()[-1]
+    assert last.startswith("RuntimeError: another process of this run has ended")
+    assert str(newest_checkpoint(output / "checkpoints")) in last
+    Run(context, cell, recipe, corpus).finish()
+    assert newest_checkpoint(output / "checkpoints").name == "step-00000040"

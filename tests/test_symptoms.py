@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from training.data_symptoms import is_stall
 from training.findings import NOTE, NUM_LINES, STOP, WARNING, Facts, Window
 from training.symptoms import SYMPTOMS, examine
 
@@ -60,6 +61,7 @@ CASES = [
     (log(mask_share=0.95), (), "mask coverage", WARNING, "mask_time_prob"),
     (log(data_wait_share=0.6), (), "waiting for data", WARNING, "data.num_workers"),
     (log(*[{"audio_seconds_per_second": 50.0}] * 3), (), "slowed down", NOTE, "50 s of audio"),
+    (log({"stall_seconds": 0.0}), (), "the clock stood still", NOTE, "rates of this line"),
     (log({"bad_row_share": 0.008}), (), "broken rows", WARNING, "max_bad_fraction = 1.00%"),
     (log(), CER_OF_ONE, "nothing but blanks", WARNING, "plateau"),
 ]
@@ -78,6 +80,12 @@ def test_a_symptom_is_named_with_what_was_seen_and_the_lever(lines, evaluation, 
 def test_every_symptom_of_the_table_has_its_case():
     seen = {finding.name for lines, evaluation, *_ in CASES for finding in examine(Window(lines, evaluation, FACTS))}
     assert len(seen) == len(SYMPTOMS)
+
+
+@pytest.mark.parametrize(("seconds", "stall"), [(8.0, False), (0.0, True), (-1.0, True), (59.0, False), (900.0, True)])
+def test_time_between_lines_that_no_healthy_clock_shows_is_a_stall(seconds, stall):
+    assert is_stall(seconds, [8.0] * 5) == stall
+    assert is_stall(900.0, [8.0] * 4) is False  # nothing is usual yet
 
 
 def test_a_healthy_log_has_no_symptom():

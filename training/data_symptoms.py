@@ -2,12 +2,12 @@
 
 from statistics import median
 
-from .findings import NOTE, STOP, WARNING, Finding, Window
+from .findings import HEALTHY, NOTE, STOP, WARNING, Finding, Window
 
 
 def silent_audio(window: Window) -> Finding | None:
     share = window.last("silent_share", 1)
-    if share is None or share < 0.05:
+    if share is None or share < HEALTHY["silent_share"][1]:
         return None
     return Finding(
         "silent audio",
@@ -20,7 +20,7 @@ def silent_audio(window: Window) -> Finding | None:
 
 def offset(window: Window) -> Finding | None:
     share = window.last("input_offset")
-    if share is None or share < 0.2:
+    if share is None or share < HEALTHY["input_offset"][1]:
         return None
     return Finding(
         "constant offset",
@@ -33,7 +33,8 @@ def offset(window: Window) -> Finding | None:
 
 def input_level(window: Window) -> Finding | None:
     level, silent = window.last("input_rms"), window.last("silent_share")
-    if level is None or 1e-3 <= level <= 1.0 or (silent or 0.0) > 0.5:
+    low, high = HEALTHY["input_rms"]
+    if level is None or low <= level <= high or (silent or 0.0) > 0.5:
         return None
     return Finding(
         "input level",
@@ -46,7 +47,7 @@ def input_level(window: Window) -> Finding | None:
 
 def starved(window: Window) -> Finding | None:
     share = window.last("data_wait_share")
-    if share is None or share < 0.2:
+    if share is None or share < HEALTHY["data_wait_share"][1]:
         return None
     return Finding(
         "waiting for data",
@@ -67,6 +68,25 @@ def slowed_down(window: Window) -> Finding | None:
         f"{median(rates[-3:]):.3g} s of audio per second where {median(rates[:-3]):.3g} was usual.",
         "something else on the machine, a device that throttles, a full disk, or a stalled network.",
         "look at data_wait_share: where it rose too, at the data; else at the machine.",
+    )
+
+
+def is_stall(seconds: float, before: list[float]) -> bool:
+    """Whether the seconds between two lines of a log, of which those `before` took as many, are no healthy clock's."""
+    return seconds <= 0 or (len(before) >= 5 and seconds > max(10 * median(before), 60.0))
+
+
+def stalled(window: Window) -> Finding | None:
+    seconds = window.training[-1].get("stall_seconds")
+    if seconds is None:
+        return None
+    return Finding(
+        "the clock stood still",
+        NOTE,
+        f"{seconds:.3g} s passed between the last two lines of the log, unlike before.",
+        "a machine that was suspended or moved, a clock that was set, or a disk, a network or another process that did"
+        " not answer for a while.",
+        "rates of this line mean nothing, and no step is lost; if it comes back, look at the machine and its disks.",
     )
 
 

@@ -10,54 +10,19 @@ architecture among those measured in training/results.
 """
 
 import argparse
-import base64
-import html
-import io
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 
 from omegaconf import OmegaConf
 
-import hf_wav2vec_family
-
-from .curves import EVALUATION, Series, as_series, import_pyplot, read_lines, save_figure
-from .findings import NOTE, NUM_LINES, Facts, Finding, Window
+from .curves import EVALUATION, as_series, import_pyplot, read_lines
+from .doctor_report import Report, as_figures, as_svg, draw, page
+from .findings import NUM_LINES, Episode, Facts, Finding, Window
 from .recipe import Recipe, configuration, family_class
+from .reference import RECIPE, Reference, behind, measured_reference, reference_of
 from .symptoms import examine
-
-RECIPE = "recipe.yaml"
-RESULTS = Path(__file__).with_name("results")
-PANELS = (
-    "loss",
-    "contrastive_loss",
-    "accuracy",
-    "code_perplexity",
-    "codevector_perplexity",
-    "used_codes_share",
-    "wer",
-    "cer",
-    "gradient_norm",
-    "clipped_share",
-    "update_ratio",
-    "learning_rate",
-    "mask_share",
-    "input_rms",
-    "input_offset",
-    "silent_share",
-    "bad_row_share",
-    "data_wait_share",
-    "audio_seconds_per_second",
-)
-# of the whole run, to each side: what a reference showed within is the range at a place
-BAND = 0.1
-STYLE = (
-    "body{font:15px sans-serif;max-width:75em;margin:2em auto}td,th{text-align:left;vertical-align:top;padding:.4em}"
-)
-STYLE += "tr.stop{background:#f4c7c3}tr.warning{background:#fce8b2}svg{width:100%;height:auto}"
 
 
 def facts_of(recipe: Recipe) -> Facts:
@@ -106,16 +71,6 @@ class Watch:
         return new
 
 
-@dataclass
-class Episode:
-    """A finding and the steps of the log between which it was there; `lasts` until the end."""
-
-    finding: Finding
-    first_step: int
-    last_step: int
-    lasts: bool
-
-
 def judge(lines: list[dict], facts: Facts) -> list[Episode]:
     """Every finding of a whole log, in the order in which they came up."""
     watch, episodes, open_ones = Watch(facts), [], {}
@@ -131,129 +86,7 @@ def judge(lines: list[dict], facts: Facts) -> list[Episode]:
     return episodes
 
 
-@dataclass
-class Reference:
-    """A healthy run to compare with: its `series`, and `num_steps` of it."""
-
-    name: str
-    series: dict[str, Series]
-    num_steps: int
-
-    def band(self, name: str, num_steps: int | None) -> tuple[list[float], list[float], list[float]]:
-        """The range of a number: steps of a run of `num_steps`, lowest and highest values near the same part of it."""
-        steps, values = self.series[name]
-        scale = (num_steps or self.num_steps) / self.num_steps
-        near = [
-            [value for other, value in zip(steps, values, strict=True) if abs(other - step) <= BAND * self.num_steps]
-            for step in steps
-        ]
-        return [step * scale for step in steps], [min(values) for values in near], [max(values) for values in near]
-
-
-def reference_of(lines: list[dict], name: str, num_steps: int | None = None) -> Reference:
-    return Reference(name, as_series(lines), num_steps or max(line["step"] for line in lines))
-
-
-def measured_reference(run: Path, series: dict[str, Series]) -> Reference | None:
-    """The run in training/results of the same architecture that logged most of the same numbers, if there is one."""
-    if not (run / RECIPE).exists():
-        return None
-    architecture = OmegaConf.load(run / RECIPE).get("architecture", Recipe().architecture)
-    model_type = getattr(hf_wav2vec_family, f"{architecture}Config").model_type.replace("-", "_")
-    found = []
-    for path in sorted(RESULTS.glob("*.json")):
-        for name, measured in json.loads(path.read_text())["runs"].items():
-            full_name = name if "/" in name else f"{path.stem}: {name}"
-            if full_name.startswith((f"{model_type}/", f"{model_type}_")):
-                found.append(reference_of(measured["series"], full_name, measured["summary"]["steps"]))
-    return max(found, key=lambda reference: len(series.keys() & reference.series.keys()), default=None)
-
-
-def behind(series: dict[str, Series], reference: Reference, num_steps: int | None) -> Finding | None:
-    """An accuracy of less than half of what the reference had at the same part of its run."""
-    if "accuracy" not in series or "accuracy" not in reference.series:
-        return None
-    steps, values = series["accuracy"]
-    at, low, _ = reference.band("accuracy", num_steps)
-    place = min(range(len(at)), key=lambda i: abs(at[i] - steps[-1]))
-    now = median(values[-3:])
-    if steps[-1] < at[0] or now >= 0.5 * low[place]:
-        return None
-    return Finding(
-        "behind the reference",
-        NOTE,
-        f"an accuracy of {now:.1%} where {reference.name} had {low[place]:.1%} and more.",
-        "other data, another model, other settings, or a run that goes wrong.",
-        "compare both recipes; what another run had is no law.",
-    )
-
-
-def draw(run: Path, series: dict[str, Series], episodes: list[Episode], reference: Reference | None, facts: Facts):
-    """A matplotlib figure: a panel for each number of `PANELS`, the reference's range behind it."""
-    pyplot = import_pyplot()
-    panels = [panel for panel in PANELS if {panel, EVALUATION + panel} & series.keys()]
-    columns = min(4, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(3.6 * columns, 2.7 * rows), squeeze=False)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_axis_off()
-    begins = [episode.first_step for episode in episodes if episode.finding.severity != NOTE]
-    for axis, panel in zip(axes.flat, panels, strict=False):
-        for name, style in ((panel, "C0-"), (EVALUATION + panel, "C0o--")):
-            if reference is not None and name in reference.series:
-                axis.fill_between(*reference.band(name, facts.num_steps), color="C2", alpha=0.25, linewidth=0)
-            if name in series:
-                axis.plot(*series[name], style, markersize=3, linewidth=1)
-        for step in begins:
-            axis.axvline(step, color="C3", linewidth=0.8, alpha=0.6)
-        axis.set_title(panel, fontsize=9)
-        axis.tick_params(labelsize=7)
-        axis.grid(alpha=0.3)
-    beside = f"; green: {reference.name}" if reference is not None else ""
-    figure.suptitle(f"{run}{beside}; red: where something came up", fontsize=9)
-    return figure
-
-
-def page(run: Path, episodes: list[Episode], reference: Reference | None, picture: str, last_step: int) -> str:
-    """One HTML page with everything in it; `picture` is a part of it, such as SVG."""
-    columns = ("what", "steps", "seen", "likely cause", "lever")
-    rows = []
-    for episode in episodes:
-        finding = episode.finding
-        steps = f"{episode.first_step} to {'the end' if episode.lasts else episode.last_step}"
-        cells = (finding.name, steps, finding.seen, finding.cause, finding.lever)
-        rows.append(
-            f'<tr class="{finding.severity}">' + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
-        )
-    head = "".join(f"<th>{column}</th>" for column in columns)
-    table = f"<table><tr>{head}</tr>{''.join(rows)}</table>" if rows else "<p>Nothing is wrong that would show.</p>"
-    title = html.escape(f"{run}, {last_step} steps")
-    beside = f"<p>Green: the range of {html.escape(reference.name)}.</p>" if reference is not None else ""
-    return (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{STYLE}</style></head><body><h1>{title}</h1>{table}{beside}{picture}</body></html>\n"
-    )
-
-
-def as_svg(figure) -> str:
-    """The figure as an element of a page, without the head of a file of its own."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg")
-    return text.getvalue()[text.getvalue().index("<svg") :]
-
-
-def as_figures(pictures: Sequence[Path]) -> str:
-    """PNG files as elements of a page, their bytes within it."""
-    figures = []
-    for path in pictures:
-        data, name = base64.b64encode(path.read_bytes()).decode(), html.escape(path.name)
-        figures.append(f'<figure><img alt="{name}" src="data:image/png;base64,{data}"></figure>')
-    return "".join(figures)
-
-
-def examine_run(
-    run: Path, output: Path, reference: Reference | None = None, pictures: Sequence[Path] = ()
-) -> list[Episode]:
+def examine_run(run: Path, output: Path, reference: Reference | None = None, pictures: Sequence[Path] = ()) -> Report:
     """Judges the log in a run's folder and writes `output`/doctor.png and doctor.html, with `pictures` below its
     curves.
 
@@ -263,18 +96,19 @@ def examine_run(
     lines, facts = read_lines(run), facts_in(run)
     if not lines:
         raise ValueError(f"{run}/log.jsonl has no whole line yet.")
-    series = as_series(lines)
+    series, last = as_series(lines), lines[-1]["step"]
     reference = reference or measured_reference(run, series)
     episodes = judge(lines, facts)
     if reference is not None:
         finding = behind(series, reference, facts.num_steps)
-        last = lines[-1]["step"]
         episodes += [Episode(finding, last, last, True)] if finding is not None else []
-    figure = draw(run, series, episodes, reference, facts)
-    text = page(run, episodes, reference, as_svg(figure) + as_figures(pictures), lines[-1]["step"])
-    save_figure(figure, output / "doctor.png")
-    (output / "doctor.html").write_text(text)
-    return episodes
+    report = Report(run, series, episodes, reference, last, facts.num_steps)
+    figure = draw(report)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "doctor.html").write_text(page(report, as_svg(figure) + as_figures(pictures)))
+    figure.savefig(output / "doctor.png", dpi=120)
+    import_pyplot().close(figure)
+    return report
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -288,13 +122,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.reference is not None:
         num_steps = facts_in(options.reference).num_steps
         reference = reference_of(read_lines(options.reference), str(options.reference), num_steps)
-    episodes = examine_run(options.run, options.output or options.run, reference, options.pictures)
-    for episode in episodes:
-        print(f"steps {episode.first_step} to {'the end' if episode.lasts else episode.last_step}: {episode.finding}")
-    wrong = [episode for episode in episodes if episode.lasts and episode.finding.severity != NOTE]
-    if not wrong:
-        print("Nothing is wrong at the end of the log that would show.")
-    return 1 if wrong else 0
+    report = examine_run(options.run, options.output or options.run, reference, options.pictures)
+    for episode in report.episodes:
+        print(f"steps {episode.steps}: {episode.finding}")
+    print(report.verdict)
+    return 0 if report.is_well else 1
 
 
 if __name__ == "__main__":

@@ -8,6 +8,15 @@ from statistics import median
 NUM_LINES = 20
 STOP, WARNING, NOTE = "stop", "warning", "note"
 SEVERITIES = (STOP, WARNING, NOTE)
+# Where a number has limits that hold for every run: what is healthy lies between them, beyond is a symptom.
+HEALTHY = {
+    "update_ratio": (0.0, 0.1),
+    "mask_share": (0.2, 0.75),
+    "input_rms": (1e-3, 1.0),
+    "input_offset": (0.0, 0.2),
+    "silent_share": (0.0, 0.05),
+    "data_wait_share": (0.0, 0.2),
+}
 
 
 @dataclass(frozen=True)
@@ -70,3 +79,17 @@ class Window:
     @property
     def contrastive_loss(self) -> float | None:
         return self.last("contrastive_loss")
+
+
+@dataclass
+class Episode:
+    """A finding and the steps of the log between which it was there; `lasts` until the end."""
+
+    finding: Finding
+    first_step: int
+    last_step: int
+    lasts: bool
+
+    @property
+    def steps(self) -> str:
+        return f"{self.first_step} to {'the end' if self.lasts else self.last_step}"

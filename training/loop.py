@@ -23,6 +23,7 @@ from .preemption import StopRequest
 from .recipe import Recipe, identity, learning_rates, temperatures
 from .run_log import Progress, RunLog, is_due
 from .stage import Stage, StepOutput  # noqa: F401
+from .stalls import StallWatch, lost_processes_named
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +46,14 @@ def train(recipe: Recipe, stage: Stage, *, accelerator: Accelerator, model: nn.M
 
     Raises:
         FloatingPointError: a loss or a gradient is no number; the state before it is saved.
+        RuntimeError: another process of the run has ended.
         SystemExit: SIGTERM or SIGINT came, and a checkpoint was saved; the code is 128 and the number of the signal.
     """
     log = RunLog(recipe, accelerator)
+    checkpoints = Path(recipe.run.output_dir) / "checkpoints"
     try:
-        return run_steps(recipe, stage, log, accelerator=accelerator, model=model, batches=batches)
+        with lost_processes_named(accelerator.num_processes, checkpoints):
+            return run_steps(recipe, stage, log, accelerator=accelerator, model=model, batches=batches)
     finally:
         log.close()
 
@@ -84,7 +88,7 @@ def run_steps(
     learning_rate, temperature = learning_rates(optimization), temperatures(optimization)
     source = iter(batches)
     model.train()
-    with StopRequest(accelerator.num_processes) as stop:
+    with StopRequest(accelerator.num_processes) as stop, StallWatch() as watch:
         for step in range(progress.step, optimization.num_steps):
             seed_step(recipe.run.seed, step, accelerator.process_index)
             bare = accelerator.unwrap_model(model)
@@ -123,6 +127,7 @@ def run_steps(
                 saved = save(progress.step, rank_state)
                 if asked and not last:
                     log.stop(asked, saved)
+            watch.ended(progress.step)
     return log.finish(progress, batches)
 
 

@@ -13,8 +13,11 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .doctor import RECIPE, Watch, facts_of
+from .data_symptoms import is_stall
+from .doctor import Watch, facts_of
+from .findings import NUM_LINES
 from .recipe import Recipe
+from .reference import RECIPE
 from .stage import StepOutput
 from .vitals import Vitals
 
@@ -70,6 +73,7 @@ class RunLog:
         self.vitals = Vitals(accelerator, recipe.optimization.max_grad_norm)
         self.watch = Watch(facts_of(recipe))
         self.loss = 0.0  # of the last line
+        self.durations: list[float] = []  # seconds between the last lines
         self._forget()
 
     def _forget(self):
@@ -135,8 +139,12 @@ class RunLog:
         elapsed = time.perf_counter() - self.since
         metrics = {name: total / max(reduced[-1], 1.0) for name, total in zip(names, reduced, strict=False)}
         metrics |= {name: float(value) for name, value in self.values.items()}
-        metrics["audio_seconds_per_second"] = self.seconds_of_audio * self.accelerator.num_processes / elapsed
-        metrics["data_wait_share"] = self.waited / elapsed
+        if is_stall(elapsed, self.durations):
+            metrics["stall_seconds"] = elapsed
+        self.durations = [*self.durations[1 - NUM_LINES :], elapsed]
+        if elapsed > 0:  # clocks of machines that are suspended or moved have been seen to stand still
+            metrics["audio_seconds_per_second"] = self.seconds_of_audio * self.accelerator.num_processes / elapsed
+            metrics["data_wait_share"] = self.waited / elapsed
         metrics |= self.vitals.read()
         data = getattr(batches, "summary", dict)()
         if data.get("rows"):

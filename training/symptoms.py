@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable
 from statistics import median
 
-from .data_symptoms import bad_rows, input_level, offset, silent_audio, slowed_down, starved
-from .findings import NOTE, SEVERITIES, STOP, WARNING, Finding, Window
+from .data_symptoms import bad_rows, input_level, offset, silent_audio, slowed_down, stalled, starved
+from .findings import HEALTHY, NOTE, SEVERITIES, STOP, WARNING, Finding, Window
 
 
 def not_a_number(window: Window) -> Finding | None:
@@ -168,7 +168,7 @@ def no_gradient(window: Window) -> Finding | None:
 
 def too_large_updates(window: Window) -> Finding | None:
     ratio = window.last("update_ratio")
-    if ratio is None or ratio < 0.1:
+    if ratio is None or ratio < HEALTHY["update_ratio"][1]:
         return None
     return Finding(
         "updates too large",
@@ -181,7 +181,8 @@ def too_large_updates(window: Window) -> Finding | None:
 
 def mask_coverage(window: Window) -> Finding | None:
     share = window.last("mask_share")
-    if share is None or 0.2 <= share <= 0.75:
+    low, high = HEALTHY["mask_share"]
+    if share is None or low <= share <= high:
         return None
     return Finding(
         "mask coverage",
@@ -230,6 +231,7 @@ SYMPTOMS: tuple[Callable[[Window], Finding | None], ...] = (
     mask_coverage,
     starved,
     slowed_down,
+    stalled,
     bad_rows,
     blanks_only,
 )
