@@ -1,8 +1,12 @@
 """Tables of the papers: every cell can be run, stages are shared, runs go on, and orders are judged."""
 
 import json
+import os
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import soundfile
@@ -189,20 +193,17 @@ class Stages:
 
     def __init__(self, monkeypatch, per: dict[str, float]):
         self.commands, self.fails, self.per = [], set(), per
-        monkeypatch.setattr(reproduce.subprocess, "run", self)
+        monkeypatch.setattr(reproduce, "call", self)
 
-    def __call__(self, command, stdout=None, **_):
-        if command[0] == "git":
-            return SimpleNamespace(stdout="abc\n")
+    def __call__(self, command, log):
         self.commands.append(command)
         stage = command[2].removeprefix("training.")
         if stage in self.fails:
-            stdout.write("ValueError: the disk is full.\n")
-            stdout.flush()
-            return SimpleNamespace(returncode=1)
+            log.write_text("ValueError: the disk is full.\n")
+            return 1
         if stage == "evaluate":
             Path(command[-1], "scores.json").write_text(json.dumps({"per": self.per[len(self.commands) % 2]}))
-        return SimpleNamespace(returncode=0)
+        return 0
 
 
 @pytest.fixture
@@ -227,7 +228,9 @@ def test_a_finished_table_is_printed_again_without_running_anything(command, tmp
     assert (folder / "plot.png").is_file()
     kept = json.loads((folder / "results.json").read_text())
     assert str(tmp_path) not in json.dumps(kept)
-    assert [cell["cell"] for cell in kept["cells"]] == ["features", "features", "large", "large", "small", "small"]
+    assert [(cell["cell"], cell["seed"]) for cell in kept["cells"]] == [
+        (name, seed) for seed in (1, 2) for name in ("small", "large", "features")
+    ]
     assert command() == found
     assert len(stages.commands) == 14
     assert (folder / "table.md").read_text() in capsys.readouterr().out
@@ -260,6 +263,40 @@ def test_a_cell_is_made_anew_when_the_table_says_something_else(command, table, 
     table.scales["tiny"].cells["features"] = Changes(set={"acoustic": {"encoder": None, "data.batch_seconds": 8}})
     command("--only", "features", "--seeds", "1")
     assert len(stages.commands) == 4
+
+
+def test_a_place_that_only_other_cells_need_may_be_left_out(command, table, monkeypatch):
+    Stages(monkeypatch, {0: 0.2, 1: 0.2})
+    table.scales["tiny"].stages["pretrain"].set["data.evaluation"] = "{elsewhere}"
+    assert set(command("--only", "features", "--seeds", "1")["per"]) == {"features"}
+    with pytest.raises(ValueError, match="as elsewhere=PATH"):
+        command("--seeds", "1")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_stage_first_which_has_time_to_save(tmp_path, number):
+    saved, ready = tmp_path / "saved", tmp_path / "ready"
+    code = f"""
+import pathlib, signal, sys, time
+def save(number, _):
+    time.sleep(0.5)
+    pathlib.Path({str(saved)!r}).write_text(str(number))
+    sys.exit(128 + number)
+signal.signal({number:d}, save)
+pathlib.Path({str(ready)!r}).touch()
+time.sleep(60)
+"""
+
+    def send():
+        while not ready.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=send).start()
+    with pytest.raises(SystemExit) as ended:
+        reproduce.call([sys.executable, "-c", code], tmp_path / "log")
+    assert ended.value.code == 128 + number
+    assert saved.read_text() == str(int(number))
 
 
 def test_dry_run_prints_each_command_once_and_runs_none(command, monkeypatch, capsys):

@@ -35,6 +35,10 @@ TABLES = HERE / "tables"
 SCALES = ("tiny", "full")
 
 
+class PlaceMissing(ValueError):
+    """A name in braces is neither a stage nor among the places that were given."""
+
+
 @dataclass(frozen=True)
 class Command:
     """How a stage is started: with a recipe and `key=value`, or with options; what names its seed.
@@ -256,7 +260,7 @@ class Run:
         if stage in before:
             raise ValueError(f"stages: {' needs '.join([*before, stage])}.")
         if stage not in self.scale.stages:
-            raise ValueError(f"{self.cell}: {name} is no stage; --data must say where it is, as {name}=PATH.")
+            raise PlaceMissing(f"{self.cell}: {name} is no stage; --data must say where it is, as {name}=PATH.")
         spec = self.scale.stages[stage]
         seed = self.seed if spec.seed is None else spec.seed
         needs: dict[str, Step] = {}

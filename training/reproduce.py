@@ -14,14 +14,15 @@ import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 from .checkpoints import replace_file
-from .paper_tables import SCALES, Run, Step, Table, load_table, table_names
+from .paper_tables import SCALES, PlaceMissing, Run, Scale, Step, Table, load_table, table_names
 from .table_report import Found, Spread, draw, markdown, verdicts
 
 DONE = "stage.json"
@@ -36,17 +37,20 @@ def main(arguments: list[str] | None = None) -> Found | None:
     options = parse_arguments(arguments)
     table = load_table(options.table)
     runs = list(runs_of(table, options))
+    # of all runs before the first of them: a place that is not given is said now and not hours later
+    steps = dict.fromkeys(step for run in runs for step in run.steps())
     if options.dry_run:
-        steps = dict.fromkeys(step for run in runs for step in run.steps())
         print("\n".join(shlex.join(step.command(options.launcher)) for step in steps))
         return None
     folder = options.output / f"{options.table}.{options.scale}"
     failed = run_all(runs, folder / "cells", options.launcher)
-    found, scale = found_in(folder / "cells", list(runs_of(table, options, every=True))), table.scales[options.scale]
+    cells = known_cells(runs_of(table, options, every=True), folder / "cells")
+    found, scale = spreads_of(cells), table.scales[options.scale]
     text = markdown(table, scale, found)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(text)
-    write_json(folder / "results.json", results(options.table, options.scale, found, folder))
+    named = {"table": options.table, "scale": options.scale}
+    write_json(folder / "results.json", {**named, **results(table, scale, found, cells)})
     draw(table, scale, found, folder / "plot.png")
     print(f"{table.title} ({table.source})\n\n{text}\nIn {folder}: table.md, results.json, plot.png")
     if failed:
@@ -81,7 +85,7 @@ def run_all(runs: list[Run], folder: Path, launcher: tuple[str, ...]) -> list[st
         except StageFailed as failure:
             failed.append(f"{run.cell}, seed {run.seed}: {failure}")
             continue
-        values = {column: read_value(step, value, run.seed) for column, (step, value) in run.measured.items()}
+        values = {column: read_value(step, value) for column, (step, value) in run.measured.items()}
         cell = {"cell": run.cell, "seed": run.seed, "values": values, "seconds": seconds}
         write_json(path, {**cell, "fingerprint": run.fingerprint(), **machine()})
     return failed
@@ -99,22 +103,49 @@ def run_step(step: Step, launcher: tuple[str, ...], failures: dict[Path, str]) -
     print(f"  {shlex.join(command)}", flush=True)
     began = time.perf_counter()
     log = step.folder / "output.log"
-    with log.open("a") as output:
-        ended = subprocess.run(command, cwd=HERE.parent, stdout=output, stderr=subprocess.STDOUT, check=False)
-    if ended.returncode:
+    if code := call(command, log):
         last = (log.read_text().strip().splitlines() or ["no output"])[-1]
-        failures[step.folder] = f"training.{step.run} ended with {ended.returncode}: {last} ({log})"
+        failures[step.folder] = f"training.{step.run} ended with {code}: {last} ({log})"
         raise StageFailed(failures[step.folder])
     seconds = round(time.perf_counter() - began, 1)
     write_json(done, {"command": command, "seconds": seconds})
     return seconds
 
 
-def read_value(step: Step, value: str, seed: int) -> float:
+def call(command: list[str], log: Path) -> int:
+    """The exit code of a command, whose output goes to `log`.
+
+    A signal to end goes on to the command, which saves its state, and ends this process after it: two commands in one
+    folder would be in each other's way.
+    """
+    received: list[int] = []
+    processes: list[subprocess.Popen] = []
+
+    def pass_on(number: int, _):
+        received.append(number)
+        for process in processes:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with log.open("a") as output:
+            # in a session of its own, or it would have what a terminal sends twice
+            options = {"stdout": output, "stderr": subprocess.STDOUT, "start_new_session": True}
+            processes.append(subprocess.Popen(command, cwd=HERE.parent, **options))
+        code = processes[0].wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        raise SystemExit(128 + received[0])
+    return code
+
+
+def read_value(step: Step, value: str) -> float:
     """A number that a finished stage left, in percent."""
     if step.run == "probe":
         rows = json.loads((step.folder / "probe.json").read_text())["results"]
-        found = {row["features"]: row["accuracy"] for row in rows if row["seed"] == seed}
+        found = {row["features"]: row["accuracy"] for row in rows}
     else:
         found = json.loads((step.folder / "scores.json").read_text())
     if value not in found:
@@ -132,27 +163,35 @@ def read_cell(path: Path, run: Run) -> dict | None:
     return cell if cell.get("fingerprint") == run.fingerprint() else None
 
 
-def found_in(folder: Path, runs: list[Run]) -> Found:
-    """Column -> cell -> spread over the seeds that are there."""
-    values: dict[str, dict[str, list[float]]] = {}
+def known_cells(runs: Iterable[Run], folder: Path) -> list[dict]:
+    """What is known of the cells of `runs`; of a cell whose places were not given this time, nothing."""
+    cells = []
     for run in runs:
-        for column, value in (read_cell(cell_path(folder, run), run) or {"values": {}})["values"].items():
-            values.setdefault(column, {}).setdefault(run.cell, []).append(value)
-    return {column: {cell: Spread.of(seeds) for cell, seeds in cells.items()} for column, cells in values.items()}
+        try:
+            cell = read_cell(cell_path(folder, run), run)
+        except PlaceMissing:
+            continue
+        cells += [cell] if cell else []
+    return cells
 
 
-def results(name: str, scale: str, found: Found, folder: Path) -> dict:
+def spreads_of(cells: list[dict]) -> Found:
+    """Column -> cell -> spread over its seeds."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for cell in cells:
+        for column, value in cell["values"].items():
+            values.setdefault(column, {}).setdefault(cell["cell"], []).append(value)
+    return {column: {cell: Spread.of(seeds) for cell, seeds in rows.items()} for column, rows in values.items()}
+
+
+def results(table: Table, scale: Scale, found: Found, cells: list[dict]) -> dict:
     """What is worth keeping of a table: no paths."""
-    table = load_table(name)
-    cells = [json.loads(path.read_text()) for path in sorted((folder / "cells").glob("*.json"))]
     kept = ("cell", "seed", "values", "seconds", "processor", "torch", "commit")
     return {
-        "table": name,
-        "scale": scale,
         "title": table.title,
         "source": table.source,
-        "summary": {column: {cell: vars(spread) for cell, spread in cells.items()} for column, cells in found.items()},
-        "verdicts": [vars(verdict) for verdict in verdicts(table, table.scales[scale], found)],
+        "summary": {column: {cell: vars(spread) for cell, spread in rows.items()} for column, rows in found.items()},
+        "verdicts": [vars(verdict) for verdict in verdicts(table, scale, found)],
         "cells": [{key: cell[key] for key in kept} for cell in cells],
     }
 
