@@ -30,6 +30,8 @@ RECIPES = sorted((Path(__file__).parents[1] / "training" / "recipes").glob("[!d]
 RATE = 16_000
 TINY_MODEL = {
     "conv_dim": [8] * 7,
+    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
+    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
     "hidden_size": 16,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
