@@ -36,10 +36,10 @@ demo: .venv-demo
 	.venv-demo/bin/python -m hf_wav2vec_family.demo --model $(MODEL) $(ARGS)
 
 # The site, in site/; a warning is an error.
-docs:
-	$(PYTHON) -m mkdocs build --strict -f docs/mkdocs.yml
+docs: .venv-docs
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict -f docs/mkdocs.yml
 
-# The picture of the demo in the README, from a browser: CLIP is a file of speech, VQ a vq-wav2vec.
+# The picture of the demo in the README, from a browser: CLIP is a file of speech, VQ a vq-wav2vec. Needs .[dev].
 screenshot:
 	$(PYTHON) tests/demo_browser.py $(MODEL) $(CLIP) docs/images/demo.png $(VQ)
 
@@ -51,14 +51,16 @@ format:
 	ruff check --fix .
 	ruff format .
 
-.venv-demo:
+.venv-demo .venv-docs:
 	$(PYTHON) -m venv $(VENV_FLAGS) $@
 	$@/bin/python -m pip install --quiet $(TORCH)
-	$@/bin/python -m pip install --quiet --editable ".[demo]"
+	$@/bin/python -m pip install --quiet --editable ".[$(patsubst .venv-%,%,$@)]"
 
 .PHONY: .venv-quickstart .venv-test
+.venv-quickstart: EXTRAS = quickstart
+.venv-test: EXTRAS = dev
 .venv-quickstart .venv-test:
 	rm -rf $@
 	$(PYTHON) -m venv $(VENV_FLAGS) $@
 	$@/bin/python -m pip install --quiet $(TORCH)
-	$@/bin/python -m pip install --quiet --editable ".[dev]"
+	$@/bin/python -m pip install --quiet --editable ".[$(EXTRAS)]"
