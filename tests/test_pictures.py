@@ -20,7 +20,7 @@ def drawn(monkeypatch) -> list:
 def test_entries_that_no_frame_chooses_are_told_from_those_that_one_does(drawn, tmp_path):
     codes = torch.tensor([[0, 1], [0, 1], [3, 1]])
     pictures.draw_codebook(codes, 4, tmp_path / "codebook.png")
-    first, second, _, pairs = drawn[0].axes
+    first, second, pairs = drawn[0].axes[:3]
     cells = first.images[0].get_array().ravel()[:4]
     assert cells.mask.tolist() == [False, True, True, False]
     np.testing.assert_allclose(cells[[0, 3]], [2 / 3, 1 / 3])

@@ -48,11 +48,11 @@ def draw_codebook(codes: Tensor, num_codevectors: int, output: Path):
     shares = usage.counts.double() / len(codes)
     norm = LogNorm(vmin=max(1 / len(codes), 1e-6), vmax=float(shares.max()))
     colours = pyplot.get_cmap("viridis").with_extremes(bad="#bbbbbb")
-    # a narrow one for the scale
-    widths = [1.0] * groups + [0.05] + [1.0] * (groups == 2)
-    figure, axes = pyplot.subplots(
-        1, len(widths), figsize=(4.4 * sum(widths) + 1, 3.4), squeeze=False, width_ratios=widths
-    )
+    panels = groups + (groups == 2)
+    # a low row for the scale
+    figure, axes = pyplot.subplots(2, panels, figsize=(4.2 * panels, 3.6), squeeze=False, height_ratios=[1, 0.05])
+    for axis in axes[1, 1:]:
+        axis.set_axis_off()
     for group, axis in enumerate(axes[0, :groups]):
         cells = np.full(width * height, np.nan)
         cells[:num_codevectors] = np.where(shares[group] > 0, shares[group], np.nan)
@@ -64,7 +64,7 @@ def draw_codebook(codes: Tensor, num_codevectors: int, output: Path):
         used = int((usage.counts[group] > 0).sum())
         axis.set_title(f"group {group}: {used} of {num_codevectors} entries used", fontsize=9)
         axis.set(xticks=[], yticks=[])
-    figure.colorbar(picture, cax=axes[0, groups], label="share of frames (grey: never)")
+    figure.colorbar(picture, cax=axes[1, 0], orientation="horizontal", label="share of frames (grey: never)")
     if groups == 2:
         orders = [counts.argsort(descending=True) for counts in usage.counts]
         ranks = torch.stack([order.argsort()[codes[:, g]] for g, order in enumerate(orders)])
