@@ -116,7 +116,8 @@ def markdown(table: Table, scale: Scale, found: Found) -> str:
         rows.append([*row, *("" if number is None else Spread.of_paper(number).text() for number in theirs)])
     lines = [f"| {' | '.join(row)} |" for row in rows]
     seeds = sorted({spread.num_seeds for column in found.values() for spread in column.values()})
-    lines += ["", f"Mean ± deviation of {' or '.join(map(str, seeds)) or 'no'} seeds. {scale.note}".strip(), ""]
+    made = "One seed." if seeds == [1] else f"Mean ± deviation of {' or '.join(map(str, seeds)) or 'no'} seeds."
+    lines += ["", f"{made} {scale.note}".strip(), ""]
     for verdict in verdicts(table, scale, found):
         lines.append(f"- {verdict.claim} ({verdict.column}): **{verdict.result}**; {verdict.numbers}.")
     return "\n".join(lines) + "\n"
