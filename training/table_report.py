@@ -150,3 +150,4 @@ def draw_panel(axis, table: Table, spreads: dict[str, Spread], title: str):
     axis.set_title(title, fontsize=9)
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.3)
+    axis.set_axisbelow(True)
