@@ -34,7 +34,7 @@ from .conv import (
 )
 from .conv_model import ConvModelMixin, classes_of
 from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
-from .masking import take_frames
+from .masking import take_frames, uniform
 from .predictors import ConvPredictors, FeedForwardPredictors, LinearPredictors, TransformerPredictors
 
 
@@ -316,12 +316,12 @@ def sample_negative_frames(
     shape = (batch_size, num_negatives, num_contexts)
     ends = torch.where(allowed, lengths, 0).cumsum(dim=1)  # [B, B]: the allowed clips laid end to end
     num_candidates = ends[:, -1:]
-    place = (torch.rand(shape, generator=generator, device=device).flatten(1) * num_candidates).long()
+    place = (uniform(shape, device, generator).flatten(1) * num_candidates).long()
     # a product of floats can round up to the end itself
     place = torch.minimum(place, num_candidates - 1).clamp(min=0)
     clip = torch.searchsorted(ends, place, right=True).clamp(max=batch_size - 1).view(shape)
     length = lengths[clip]
-    offset = 1 + (torch.rand(shape, generator=generator, device=device) * (length - 1)).long()
+    offset = 1 + (uniform(shape, device, generator) * (length - 1)).long()
     offset = torch.minimum(offset, (length - 1).clamp(min=1))
     frame = (torch.arange(num_contexts, device=device) + offset) % length.clamp(min=1)
     return clip * total + frame

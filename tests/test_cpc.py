@@ -319,6 +319,20 @@ def test_the_same_generator_draws_the_same_negatives():
     assert not torch.equal(drawn[0], drawn[2])
 
 
+def test_a_compiled_graph_of_any_size_draws_the_same_negatives():
+    def draw(frames: torch.Tensor) -> torch.Tensor:
+        batch_size, total = frames.shape
+        lengths, allowed = torch.full((batch_size,), total), torch.ones(batch_size, batch_size, dtype=torch.bool)
+        return sample_negative_frames(lengths, allowed, total=total, num_contexts=total - 3, num_negatives=4)
+
+    compiled = torch.compile(draw, backend="eager", dynamic=True, fullgraph=True)
+    for shape in ((2, 20), (3, 31)):
+        torch.manual_seed(0)
+        expected = draw(torch.zeros(shape))
+        torch.manual_seed(0)
+        assert torch.equal(compiled(torch.zeros(shape)), expected)
+
+
 CUTS = {"a sample": 1, "10 ms": 160, "100 ms": 1_600, "1 s": 16_000}
 
 

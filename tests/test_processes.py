@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs, DistributedType
 from runs import forget_accelerator
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -17,12 +18,14 @@ from torch.distributed.tensor import DTensor
 
 import hf_wav2vec_family
 from training import finetune, pretrain
+from training.engine import keeps_gradients, refuse_with_deepspeed, tell_deepspeed
 from training.gradients import accumulate, apply_gradients
-from training.recipe import Recipe, RunRecipe
+from training.recipe import OptimizationRecipe, Recipe, RunRecipe
 from training.run_log import RunLog
 from training.stage import Stage
 
 NUM_ROWS = 12
+MAX_NORM = 100.0  # above the norms here: scaled down, a gradient that is too small by a factor would pass
 CONVOLUTIONS = {"conv_dim": [8] * 5, "conv_kernel": [10, 8, 4, 4, 4], "conv_stride": [5, 4, 2, 2, 2]}
 CAUSAL = {**CONVOLUTIONS, "context_dim": [8, 8], "context_kernel": [2, 3], "num_negatives": 5}
 TRANSFORMER = {
@@ -111,6 +114,20 @@ def make_accelerator() -> Accelerator:
     return Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs()])
 
 
+def make_accelerator_of_deepspeed(stage: int, rank: int, world_size: int) -> Accelerator:
+    """With ZeRO's `stage`. Accelerate starts DeepSpeed's processes on a CPU, but counts them only with a GPU."""
+    forget_accelerator()
+    del os.environ["ACCELERATE_USE_CPU"]
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    plugin = DeepSpeedPlugin(zero_stage=stage)
+    tell_deepspeed(plugin.deepspeed_config, max_grad_norm=MAX_NORM, num_processes=world_size)
+    accelerator = Accelerator(deepspeed_plugin=plugin)
+    for state in (AcceleratorState, PartialState):
+        state._shared_state |= {"num_processes": world_size, "process_index": rank}
+    assert accelerator.distributed_type == DistributedType.DEEPSPEED
+    return accelerator
+
+
 def split_among_processes(model: torch.nn.Module, num_processes: int):
     """FSDP2 as PyTorch has it, a layer at a time: Accelerate's configuration of it does not reach a CPU."""
     mesh = init_device_mesh("cpu", (num_processes,))
@@ -137,8 +154,10 @@ def step_of(case: str, accelerator: Accelerator, num_batches: int, *, split: boo
     if split:
         split_among_processes(model, accelerator.num_processes)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
-    optimizer = accelerator.prepare(optimizer)
-    model = model if split else accelerator.prepare(model)
+    if split:
+        optimizer = accelerator.prepare(optimizer)
+    else:
+        model, optimizer = accelerator.prepare(model, optimizer)
     bare = accelerator.unwrap_model(model)
     if hasattr(bare, "set_layerdrop_seed"):
         bare.set_layerdrop_seed(1)  # two of four layers run
@@ -147,16 +166,19 @@ def step_of(case: str, accelerator: Accelerator, num_batches: int, *, split: boo
     stage = Stage(compute=finetune.compute if class_name.endswith("CTC") else compute_cpc, save=None)
     log = RunLog(Recipe(run=RunRecipe(output_dir="nowhere")), accelerator)
     total = accumulate(accelerator, model, batches, stage, log, num_batches)
-    apply_gradients(accelerator, model, optimizer, total, max_norm=10.0)
+    apply_gradients(accelerator, model, optimizer, total, max_norm=MAX_NORM)
+    if keeps_gradients(accelerator):
+        whole = accelerator.get_state_dict(model)
+        return {name: whole[name] for name, _ in bare.named_parameters()} if accelerator.is_main_process else {}
     found = {n.removeprefix("module."): p.detach() for n, p in model.named_parameters()}
     return {n: p.full_tensor() if isinstance(p, DTensor) else p for n, p in found.items()}
 
 
-def _process(rank: int, world_size: int, port: int, num_batches: int, cases: list[str], split: bool, answers):
+def _process(rank: int, world_size: int, port: int, num_batches: int, cases: list[str], split: bool, zero, answers):
     try:
         os.environ.update(ACCELERATE_USE_CPU="true", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_PORT=str(port))
         os.environ.update(WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1")
-        accelerator = make_accelerator()
+        accelerator = make_accelerator() if zero is None else make_accelerator_of_deepspeed(zero, rank, world_size)
         assert accelerator.num_processes == world_size
         for case in cases:
             weights = step_of(case, accelerator, num_batches, split=split)
@@ -168,11 +190,13 @@ def _process(rank: int, world_size: int, port: int, num_batches: int, cases: lis
         raise
 
 
-def steps(world_size: int, port: int, num_batches: int, cases: list[str], *, split: bool = False) -> dict[str, dict]:
+def steps(
+    world_size: int, port: int, num_batches: int, cases: list[str], *, split: bool = False, zero: int | None = None
+) -> dict[str, dict]:
     """The weights after a step of `world_size` processes, per case."""
     fork = multiprocessing.get_context("fork")
     answers, found = fork.Queue(), {}
-    arguments = [(rank, world_size, port, num_batches, cases, split, answers) for rank in range(world_size)]
+    arguments = [(rank, world_size, port, num_batches, cases, split, zero, answers) for rank in range(world_size)]
     processes = [fork.Process(target=_process, args=a) for a in arguments]
     for process in processes:
         process.start()
@@ -226,3 +250,25 @@ def test_split_weights_take_the_same_step(alone, free_port):
     # a skipped layer stays in the graph by its weights, which are nobody's while it is not called
     cases = ["wav2vec 2.0 without LayerDrop", "wav2vec"]
     assert_same(steps(2, free_port, 2, cases, split=True), alone)
+
+
+@pytest.mark.parametrize("zero", [1, 2])
+def test_deepspeed_takes_the_same_step(alone, free_port, zero):
+    pytest.importorskip("deepspeed")
+    assert_same(steps(2, free_port, 1, ["wav2vec 2.0", "wav2vec", "CPC's objective"], zero=zero), alone)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("gradient_accumulation_steps", 2, "only 1 is exact, got 2; raise data.batch_seconds"),
+        ("mixed_precision", "bf16", r"takes no, and\s.*fsdp2.yaml"),
+        ("compile", True, "optimization.compile"),
+    ],
+)
+def test_what_does_not_go_with_deepspeed_is_refused_with_what_does(name, value, words):
+    refuse_with_deepspeed(Recipe(), stage=2)
+    with pytest.raises(ValueError, match=words):
+        refuse_with_deepspeed(Recipe(optimization=OptimizationRecipe(**{name: value})), stage=2)
+    with pytest.raises(ValueError, match="zero_stage"):
+        refuse_with_deepspeed(Recipe(), stage=3)

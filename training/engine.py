@@ -21,8 +21,13 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         step_scheduler_with_optimizer=False,
     )
     if keeps_gradients(accelerator):
-        refuse_with_deepspeed(recipe)
-        tell_deepspeed(accelerator.state.deepspeed_plugin.deepspeed_config, recipe.optimization.max_grad_norm)
+        config = accelerator.state.deepspeed_plugin.deepspeed_config
+        refuse_with_deepspeed(recipe, config["zero_optimization"]["stage"])
+        tell_deepspeed(
+            config,
+            max_grad_norm=recipe.optimization.max_grad_norm,
+            num_processes=accelerator.num_processes,
+        )
     return accelerator
 
 
@@ -35,9 +40,14 @@ def keeps_gradients(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type == DistributedType.DEEPSPEED
 
 
-def refuse_with_deepspeed(recipe: Recipe):
-    """ValueError for settings that do not go with DeepSpeed, each with what does."""
+def refuse_with_deepspeed(recipe: Recipe, stage: int):
+    """ValueError for settings that do not go with DeepSpeed's ZeRO of a `stage`, each with what does."""
     optimization = recipe.optimization
+    if stage == 3:
+        raise ValueError(
+            "zero_stage: ZeRO 3 does not take layers that a step leaves out, as LayerDrop does, got 3; it is 1 or 2,"
+            " and training/accelerate/fsdp2.yaml splits the weights too."
+        )
     if optimization.gradient_accumulation_steps > 1:
         raise ValueError(
             "optimization.gradient_accumulation_steps: with DeepSpeed a batch is normalised before those after it are"
@@ -54,9 +64,10 @@ def refuse_with_deepspeed(recipe: Recipe):
         raise ValueError("optimization.compile: DeepSpeed compiles in its own way, which nothing here was tried with.")
 
 
-def tell_deepspeed(config: dict, max_grad_norm: float):
+def tell_deepspeed(config: dict, *, max_grad_norm: float, num_processes: int):
     """Fills in what depends on the recipe; a batch counts as one row, since only their number would be checked."""
     config["train_micro_batch_size_per_gpu"] = 1
+    config["train_batch_size"] = num_processes
     config["gradient_accumulation_steps"] = 1
     config["gradient_clipping"] = max_grad_norm
     config["zero_allow_untested_optimizer"] = True
