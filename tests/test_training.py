@@ -21,9 +21,12 @@ from safetensors.torch import load_file
 
 from hf_wav2vec_family import DiscreteBertConfig, DiscreteBertModel, Wav2Vec2ForCTC
 from training import evaluate, finetune, pretrain
+from training.engine import make_accelerator
+from training.gradients import accumulate, apply_gradients
 from training.last_good import LastGood
-from training.loop import RunLog, StepOutput, accumulate, apply_gradients, make_accelerator
 from training.recipe import Recipe, load_recipe
+from training.run_log import RunLog
+from training.stage import StepOutput
 
 # those of discrete_bert read codes: test_pretrain_bert.py
 RECIPES = sorted((Path(__file__).parents[1] / "training" / "recipes").glob("[!d]*/*.yaml"))

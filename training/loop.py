@@ -16,13 +16,12 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from .checkpoints import checkpoint_to_resume, load_checkpoint, read_run_state, replace_folder, save_checkpoint
-from .engine import make_accelerator  # noqa: F401 (asked for here by callers)
 from .gradients import accumulate, apply_gradients
 from .last_good import LastGood, refuse_broken_run
 from .preemption import StopRequest
 from .recipe import Recipe, identity, learning_rates, temperatures
 from .run_log import Progress, RunLog, is_due
-from .stage import Stage, StepOutput  # noqa: F401
+from .stage import Stage
 from .stalls import StallWatch, lost_processes_named
 
 logger = logging.getLogger(__name__)
