@@ -1,6 +1,13 @@
 """Runs that are killed, in short: benchmarks/resume.py kills every kind of run twenty times."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+from loopback_hub import LoopbackHub
+from test_doctor import make_recipe, run, same, weights  # noqa: F401  (a fixture)
 
 from benchmarks.resume import Cell, Run, judge, num_lines, recipe_of, warm_context, write_corpus
 from training.checkpoints import newest_checkpoint
@@ -36,3 +43,32 @@ def test_a_process_that_is_killed_ends_the_others_with_the_cause_and_the_run_goe
     assert str(newest_checkpoint(output / "checkpoints")) in last
     Run(context, cell, recipe, corpus).finish()
     assert newest_checkpoint(output / "checkpoints").name == "step-00000040"
+
+
+def test_a_run_goes_on_from_the_checkpoints_of_another_on_the_hub(make_recipe, tmp_path, fresh_accelerator):  # noqa: F811
+    whole = make_recipe("optimization.num_steps=6", name="whole")
+    begun = make_recipe("optimization.num_steps=4", f"data.train={whole.data.train}", name="begun")
+    run(whole)
+    run(begun)
+    checkpoints = Path(begun.run.output_dir) / "checkpoints"
+    files = {
+        f"checkpoints/{p.relative_to(checkpoints)}": p.read_bytes() for p in checkpoints.rglob("*") if p.is_file()
+    }
+    with LoopbackHub() as hub:
+        hub.add("user/begun", files)
+        overrides = ["optimization.num_steps=6", f"data.train={whole.data.train}", "run.resume=user/begun"]
+        overrides.append(f"run.output_dir={tmp_path / 'elsewhere'}")
+        process = subprocess.run(
+            [sys.executable, "-m", "training.pretrain", str(tmp_path / "begun.yaml"), *overrides],
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, **hub.environment(HF_HOME=str(tmp_path / "cache"), OMP_NUM_THREADS="1")},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    assert process.returncode == 0, process.stderr
+    expected = weights(whole, 6)
+    whole.run.output_dir = str(tmp_path / "elsewhere")
+    assert same(weights(whole, 6), expected)
+    assert len((tmp_path / "elsewhere" / "log.jsonl").read_text().splitlines()) == 2
