@@ -72,6 +72,7 @@ CASES = {
         },
     ),
     "CPC's objective": ("CPCForPreTraining", {**CONVOLUTIONS, "hidden_size": 16, "num_negatives": 5}),
+    "wav2vec's objective": ("Wav2VecForPreTraining", CAUSAL),
 }
 
 
@@ -98,13 +99,14 @@ def batch_of(rows: list[dict]) -> dict:
     return {"input_values": clips, "attention_mask": mask, "labels": pad("labels", -100), "negatives": negatives}
 
 
-def compute_cpc(model, batch: dict):
-    """CPC's objective with negatives that are those of the row, whatever batch it is in."""
+def compute_objective(model, batch: dict):
+    """An objective with negatives that are those of the row, whatever batch it is in."""
     bare = model.module if hasattr(model, "module") else model
     num_frames = bare.num_frames(batch["input_values"].shape[1])
-    num_contexts = num_frames - bare.config.num_prediction_steps
+    # CPC draws for its contexts, wav2vec for all frames
+    num_drawn = num_frames - bare.config.num_prediction_steps if bare.config.model_type == "cpc" else num_frames
     begins = num_frames * torch.arange(len(batch["negatives"]))
-    indices = batch["negatives"][:, :, :num_contexts] + begins[:, None, None]
+    indices = batch["negatives"][:, :, :num_drawn] + begins[:, None, None]
     output = model(batch["input_values"], batch["attention_mask"], sampled_negative_indices=indices)
     return pretrain.StepOutput(output.loss, output.num_targets)
 
@@ -163,7 +165,7 @@ def step_of(case: str, accelerator: Accelerator, num_batches: int, *, split: boo
         bare.set_layerdrop_seed(1)  # two of four layers run
     pieces = np.array_split(rows(), accelerator.num_processes * num_batches)
     batches = iter([batch_of(list(piece)) for piece in pieces[accelerator.process_index :: accelerator.num_processes]])
-    stage = Stage(compute=finetune.compute if class_name.endswith("CTC") else compute_cpc, save=None)
+    stage = Stage(compute=finetune.compute if class_name.endswith("CTC") else compute_objective, save=None)
     log = RunLog(Recipe(run=RunRecipe(output_dir="nowhere")), accelerator)
     total = accumulate(accelerator, model, batches, stage, log, num_batches)
     apply_gradients(accelerator, model, optimizer, total, max_norm=MAX_NORM)
