@@ -33,7 +33,7 @@ def main():
                     return encoder(waveforms).float().square().mean()
 
             def peer(ours=ours) -> Tensor:
-                with mock.patch.object(modeling_wav2vec2, "conv_channels_last", plain):
+                with mock.patch.object(modeling_wav2vec2, "convolve", plain):
                     return ours()
 
             # rounding to bfloat16 falls otherwise where sums are taken in another order

@@ -175,17 +175,6 @@ def _in_float32(parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else parameter.float()
 
 
-def conv_channels_last(conv: nn.Conv1d, hidden_states: Tensor) -> Tensor:
-    """`conv` of [B, C, T], the channels of a frame lying together in memory in what comes out, [B, C', T'].
-
-    A norm over channels reads them so without a copy, and the next convolution takes them as they are.
-    """
-    frames, weight = (
-        values.unsqueeze(2).contiguous(memory_format=torch.channels_last) for values in (hidden_states, conv.weight)
-    )
-    return F.conv2d(frames, weight, conv.bias, stride=(1, conv.stride[0]), padding=(0, conv.padding[0])).squeeze(2)
-
-
 class ChannelsLayerNorm(nn.LayerNorm):
     """Layer norm over the channels of a [B, C, T] tensor, each frame by itself."""
 

@@ -23,16 +23,9 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from .configuration_cpc import CPCConfig
-from .conv import (
-    MaskedGroupNorm,
-    conv_channels_last,
-    frame_centers,
-    num_frames,
-    num_samples_needed,
-    num_valid,
-    valid_frames,
-)
+from .conv import MaskedGroupNorm, frame_centers, num_frames, num_samples_needed, num_valid, valid_frames
 from .conv_model import ConvModelMixin, classes_of
+from .fast_conv import convolve
 from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
 from .masking import take_frames, uniform
 from .predictors import ConvPredictors, FeedForwardPredictors, LinearPredictors, TransformerPredictors
@@ -157,7 +150,7 @@ class CPCConvLayer(nn.Module):
     def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
         """[B, C, T] -> [B, C', T']; `lengths` [B] counts the valid frames that come out."""
         norm_reads_channels = isinstance(self.norm, ChannelNorm)
-        convolved = conv_channels_last(self.conv, hidden_states) if norm_reads_channels else self.conv(hidden_states)
+        convolved = convolve(self.conv, hidden_states) if norm_reads_channels else self.conv(hidden_states)
         return self.finish(convolved, lengths)
 
     def finish(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:

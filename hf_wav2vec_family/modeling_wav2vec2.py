@@ -13,7 +13,7 @@ unless `padding_invariant` is off.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -34,7 +34,6 @@ from .contrastive import ContrastiveLoss, contrastive_scores, info_nce, sample_n
 from .conv import (
     ChannelsLayerNorm,
     MaskedGroupNorm,
-    conv_channels_last,
     frame_centers,
     mean_over_valid,
     num_frames,
@@ -44,6 +43,8 @@ from .conv import (
     scale_gradient,
     valid_frames,
 )
+from .fast_conv import WideConvolution, convolve, convolve_norm_gelu
+from .fused import Dropout, attention_with_dropout, eager_on_cpu
 from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
 from .masking import MaskedFrames, masked_frames, max_masked_frames, sample_span_mask, take_frames
 from .quantizers import GumbelVectorQuantizer, UniformLinear
@@ -109,14 +110,24 @@ class Wav2Vec2ConvLayer(GradientCheckpointingLayer):
         elif index == 0:
             self.layer_norm = MaskedGroupNorm(num_groups=channels, num_channels=channels)
         self.activation = ACT2FN[config.feat_extract_activation]
+        self.is_foldable = (
+            isinstance(self.layer_norm, MaskedGroupNorm)
+            and not config.conv_bias
+            and config.feat_extract_activation == "gelu"
+        )
 
     def forward(self, hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
         """[B, C, T] -> [B, C', T']; `lengths` [B] counts the valid frames that come out."""
-        if isinstance(self.layer_norm, ChannelsLayerNorm):
-            hidden_states = self.layer_norm(conv_channels_last(self.conv, hidden_states))
+        if self.is_foldable and eager_on_cpu(hidden_states):
+            return convolve_norm_gelu(hidden_states, self.conv, self.layer_norm, lengths)
+        norm_reads_channels = isinstance(self.layer_norm, ChannelsLayerNorm)
+        if norm_reads_channels or eager_on_cpu(hidden_states):
+            hidden_states = convolve(self.conv, hidden_states)
         else:
             hidden_states = self.conv(hidden_states)
-        if isinstance(self.layer_norm, MaskedGroupNorm):
+        if norm_reads_channels:
+            hidden_states = self.layer_norm(hidden_states)
+        elif self.layer_norm is not None:
             hidden_states = self.layer_norm(hidden_states, lengths)
         return self.activation(hidden_states)
 
@@ -146,7 +157,7 @@ class Wav2Vec2FeatureProjection(nn.Module):
         super().__init__()
         self.layer_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
         self.projection = UniformLinear(config.conv_dim[-1], config.hidden_size)
-        self.dropout = nn.Dropout(config.feat_proj_dropout)
+        self.dropout = Dropout(config.feat_proj_dropout)
 
     def forward(self, normalized: Tensor) -> Tensor:
         return self.dropout(self.projection(normalized))
@@ -166,10 +177,11 @@ class Wav2Vec2PositionalConvEmbedding(nn.Module):
             groups=config.num_conv_pos_embedding_groups,
         )
         self.conv = nn.utils.parametrizations.weight_norm(conv, name="weight", dim=2)
+        self.convolve = WideConvolution()
         self.activation = ACT2FN[config.feat_extract_activation]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        positions = self.conv(hidden_states.transpose(1, 2))
+        positions = self.convolve(self.conv, hidden_states.transpose(1, 2))
         # an even kernel yields one frame too many
         return self.activation(positions[..., : hidden_states.shape[1]]).transpose(1, 2)
 
@@ -212,6 +224,12 @@ class Wav2Vec2Attention(nn.Module):
             projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        dropout = self.config.attention_dropout if self.training else 0.0
+        if self.config._attn_implementation == "sdpa" and dropout > 0 and eager_on_cpu(hidden_states):
+            attended = attention_with_dropout(
+                query, key, value, attention_mask, prob=dropout, scaling=self.head_dim**-0.5
+            )
+            return self.out_proj(attended.transpose(1, 2).flatten(-2)), None
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         attended, weights = attend(
             self,
@@ -219,7 +237,7 @@ class Wav2Vec2Attention(nn.Module):
             key,
             value,
             attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
+            dropout=dropout,
             scaling=self.head_dim**-0.5,
         )
         return self.out_proj(attended.flatten(-2)), weights
@@ -230,9 +248,9 @@ class Wav2Vec2FeedForward(nn.Module):
         super().__init__()
         self.intermediate_dense = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
-        self.intermediate_dropout = nn.Dropout(config.activation_dropout)
+        self.intermediate_dropout = Dropout(config.activation_dropout)
         self.output_dense = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.output_dropout = nn.Dropout(config.hidden_dropout)
+        self.output_dropout = Dropout(config.hidden_dropout)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         hidden_states = self.intermediate_dropout(self.activation(self.intermediate_dense(hidden_states)))
@@ -246,7 +264,7 @@ class Wav2Vec2EncoderLayer(GradientCheckpointingLayer):
         super().__init__()
         self.norm_first = config.do_stable_layer_norm
         self.attention = Wav2Vec2Attention(config)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = Wav2Vec2FeedForward(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -308,7 +326,7 @@ class Wav2Vec2Encoder(nn.Module):
         self.config = config
         self.pos_conv_embed = Wav2Vec2PositionalConvEmbedding(config)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(Wav2Vec2EncoderLayer(config) for _ in range(config.num_hidden_layers))
         self.layerdrop = LayerDrop(config.layerdrop, config.num_hidden_layers)
 
@@ -442,8 +460,7 @@ class Wav2Vec2Model(Wav2Vec2PreTrainedModel):
 
     def extract_features(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Features:
         """Waveform [B, S] and its mask [B, S] or None -> latent frames before masking."""
-        needed = receptive_field(self.config.conv_kernel, self.config.conv_stride)
-        lengths = sample_lengths(input_values, attention_mask, needed)
+        lengths = sample_lengths(input_values, attention_mask, self.receptive_field)
         scale = self.config.feature_gradient_scale
         with torch.no_grad() if scale == 0 else nullcontext():
             latents = self.feature_extractor(input_values, lengths if self.config.padding_invariant else None)
@@ -455,6 +472,11 @@ class Wav2Vec2Model(Wav2Vec2PreTrainedModel):
         else:
             mean_square = latents.float().square().mean()
         return Features(self.feature_projection.layer_norm(latents), valid, mean_square)
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that a frame sees of the waveform, the fewest that make one."""
+        return receptive_field(self.config.conv_kernel, self.config.conv_stride)
 
     def sample_time_mask(self, features: Features, generator: torch.Generator | None = None) -> Tensor:
         """Spans to mask, [B, T] bool, drawn anew on the device of the features."""
@@ -568,6 +590,10 @@ class Wav2Vec2Model(Wav2Vec2PreTrainedModel):
             the input of the first layer and the output of each, and `attentions`, if asked for (attentions need
             `attn_implementation="eager"`).
         """
+        masked = mask_time_indices is not None or mask_feature_indices is not None
+        with_attentions = _chosen(output_attentions, self.config.output_attentions)
+        if not (masked or with_attentions) and self.gains_from_single_rows(input_values, attention_mask):
+            return self.forward_row_by_row(input_values, attention_mask, output_hidden_states=output_hidden_states)
         features = self.extract_features(input_values, attention_mask)
         if mask_time_indices is None and self.training and self.config.mask_time_prob > 0:
             mask_time_indices = self.sample_time_mask(features, generator)
@@ -579,6 +605,39 @@ class Wav2Vec2Model(Wav2Vec2PreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
+
+    def gains_from_single_rows(self, input_values: Tensor, attention_mask: Tensor | None) -> bool:
+        """Whether a twentieth of the batch is padding that a CPU need not compute, because nothing is learned.
+
+        One clip keeps a CPU as busy as eight do. What is not padding answers the same in either way.
+        """
+        single = attention_mask is None or len(attention_mask) == 1 or attention_mask.shape != input_values.shape
+        if single or self.training or torch.is_grad_enabled() or not self.config.padding_invariant:
+            return False
+        return eager_on_cpu(attention_mask) and int(num_valid(attention_mask).sum()) < 0.95 * attention_mask.numel()
+
+    def forward_row_by_row(
+        self, input_values: Tensor, attention_mask: Tensor, *, output_hidden_states: bool | None
+    ) -> Wav2Vec2BaseModelOutput:
+        """What `forward` returns, of each row by itself and without its padding; frames of padding are 0."""
+        lengths = sample_lengths(input_values, attention_mask, self.receptive_field).tolist()
+        rows = [
+            self.contextualize(self.extract_features(row[None, :length]), output_hidden_states=output_hidden_states)
+            for row, length in zip(input_values, lengths, strict=True)
+        ]
+        total = self.num_frames(input_values.shape[1])
+        total_out = self._get_feat_extract_output_lengths(input_values.shape[1])
+        layers = zip(*(row.hidden_states or () for row in rows), strict=True)
+        return Wav2Vec2BaseModelOutput(
+            last_hidden_state=_stack_padded([row.last_hidden_state for row in rows], total_out),
+            extract_features=_stack_padded([row.extract_features for row in rows], total),
+            hidden_states=tuple(_stack_padded(layer, total) for layer in layers) or None,
+        )
+
+
+def _stack_padded(rows: Sequence[Tensor], total: int) -> Tensor:
+    """[1, T of the row, D] each -> [B, total, D] with zeros behind them."""
+    return torch.cat([nn.functional.pad(row, (0, 0, 0, total - row.shape[1])) for row in rows])
 
 
 def _chosen(asked: bool | None, default: bool) -> bool:
@@ -596,7 +655,7 @@ class Wav2Vec2ForPreTraining(Wav2Vec2PreTrainedModel):
                 f" {config.mask_time_prob} and {config.apply_spec_augment}."
             )
         self.wav2vec2 = Wav2Vec2Model(config)
-        self.dropout_features = nn.Dropout(config.feat_quantizer_dropout)
+        self.dropout_features = Dropout(config.feat_quantizer_dropout)
         self.quantizer = GumbelVectorQuantizer(
             config.conv_dim[-1],
             num_groups=config.num_codevector_groups,

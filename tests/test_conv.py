@@ -7,7 +7,6 @@ from torch import nn
 from hf_wav2vec_family.conv import (
     ChannelsLayerNorm,
     MaskedGroupNorm,
-    conv_channels_last,
     frame_centers,
     mean_over_valid,
     num_frames,
@@ -183,16 +182,6 @@ def test_statistics_of_half_precision_frames_are_taken_in_float32(parameters, wi
     normed = ours(frames, lengths)
     assert normed.dtype == torch.bfloat16
     torch.testing.assert_close(normed, ours.float()(frames.float(), lengths).bfloat16(), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_convolution_with_channels_last_is_the_same_and_leaves_the_channels_of_a_frame_together(bias):
-    torch.manual_seed(0)
-    conv = nn.Conv1d(CHANNELS, 3, kernel_size=4, stride=2, padding=1, bias=bias)
-    hidden_states = torch.randn(2, CHANNELS, 11)
-    convolved = conv_channels_last(conv, hidden_states)
-    torch.testing.assert_close(convolved, conv(hidden_states))
-    assert convolved.transpose(1, 2).is_contiguous()
 
 
 def test_channels_layer_norm_is_layer_norm_of_each_frame():

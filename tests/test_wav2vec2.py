@@ -162,6 +162,50 @@ def test_padding_changes_no_answer(variant):
             torch.testing.assert_close(together[name][row, :valid], alone[name][0], atol=1e-5, rtol=1e-5)
 
 
+def plainly(monkeypatch):
+    """Turns the fast forms of a CPU off."""
+    for name in ("modeling_wav2vec2", "fast_conv", "fused"):
+        monkeypatch.setattr(f"hf_wav2vec_family.{name}.eager_on_cpu", lambda values: False)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_fast_forms_equal_the_plain_ones_down_to_every_gradient(variant, seed, monkeypatch):
+    model = pretraining_model(variant, feature_penalty_weight=1.0).train()
+    model.quantizer.eval()  # no noise, which would be drawn anew
+    torch.manual_seed(seed)
+    lengths = torch.randint(8_000, 20_000, (3,)).tolist()
+    waveforms, attention_mask = ragged_batch(*lengths)
+    mask, negatives = masks_and_negatives_of_transformers(model, attention_mask)
+    found = model(waveforms, attention_mask, mask, negatives)
+    found.loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    plainly(monkeypatch)
+    expected = model(waveforms, attention_mask, mask, negatives)
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-5, atol=1e-5)
+    expected.loss.backward()
+    for name, parameter in model.named_parameters():
+        difference = (gradients[name] - parameter.grad).norm() / parameter.grad.norm().clamp(min=1e-6)
+        assert difference < 1e-4, f"{name}: {difference:.1e}"
+
+
+@pytest.mark.parametrize("variant", BASE_AND_LARGE)
+def test_a_padded_batch_read_row_by_row_answers_the_same(variant, monkeypatch):
+    torch.manual_seed(0)
+    model = family.Wav2Vec2ForCTC(config(variant, num_conv_pos_embeddings=64)).eval()
+    waveforms, attention_mask = ragged_batch(30_000, 9_876, 16_000)
+    with torch.no_grad():
+        found = model(waveforms, attention_mask=attention_mask, output_hidden_states=True)
+        plainly(monkeypatch)
+        assert not model.wav2vec2.gains_from_single_rows(waveforms, attention_mask)
+        expected = model(waveforms, attention_mask=attention_mask, output_hidden_states=True)
+    assert found.logits.shape == expected.logits.shape
+    valid = model.frame_mask(attention_mask, found.logits.shape[1])
+    for a, b in zip((found.logits, *found.hidden_states), (expected.logits, *expected.hidden_states), strict=True):
+        torch.testing.assert_close(a[valid], b[valid], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_loss_and_gradient_do_not_depend_on_how_rows_are_batched(variant):
     model = pretraining_model(variant, diversity_loss_weight=0.0, feature_penalty_weight=0.0).eval()

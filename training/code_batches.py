@@ -50,16 +50,19 @@ class MaskedCodesCollator:
         return {"input_ids": torch.from_numpy(masked.input_ids), "labels": torch.from_numpy(masked.labels)}
 
     def collate(self, examples: list[dict]) -> dict:
-        """`input_ids`, `attention_mask` and `labels`, [B, L] each."""
+        """`input_ids`, `attention_mask` and `labels`, [B, L] each; `places` [M] of targets among the B * L."""
 
         def padded(name: str, value: int) -> torch.Tensor:
             return pad_sequence([example[name] for example in examples], batch_first=True, padding_value=value)
 
         lengths = torch.tensor([len(example["input_ids"]) for example in examples])
+        labels = padded("labels", NOT_A_TARGET)
         return {
             "input_ids": padded("input_ids", self.tokenizer.pad_token_id),
             "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long(),
-            "labels": padded("labels", NOT_A_TARGET),
+            "labels": labels,
+            # found here, where no device has to be waited for
+            "places": (labels.flatten() != NOT_A_TARGET).nonzero().squeeze(1),
         }
 
 
@@ -71,7 +74,7 @@ class CodeLoader(BatchLoader):
 
 
 class CodeBatches(SpeechBatches):
-    """Batches of one rank: `input_ids`, `attention_mask`, `labels` [B, L], `ids`, `index`, `epoch`.
+    """Batches of one rank: `input_ids`, `attention_mask`, `labels` [B, L], `places` [M], `ids`, `index`, `epoch`.
 
     Rows of more than `tokens_per_sample` tokens, `<s>` and `</s>` among them, are cut into pieces of like length. A
     batch holds at most `batch_tokens`, padding included. `settings` are `num_workers` and fields of `BatchSettings`.

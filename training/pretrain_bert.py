@@ -26,6 +26,7 @@ from .code_batches import CodeBatches
 from .engine import make_accelerator
 from .extract_codes import VOCABULARY
 from .loop import train
+from .masked_lm import RobertaForMaskedLM
 from .pretrain import averages
 from .recipe import Recipe, configuration, parse_command, refuse_settings
 from .sources import as_sources, openable
@@ -56,7 +57,7 @@ def tokenizer_in(folder: Path) -> SpeechCodesTokenizer:
     return SpeechCodesTokenizer.from_pretrained(folder)
 
 
-def make_model(recipe: Recipe, tokenizer: SpeechCodesTokenizer) -> transformers.RobertaForMaskedLM:
+def make_model(recipe: Recipe, tokenizer: SpeechCodesTokenizer) -> RobertaForMaskedLM:
     """A RoBERTa with random weights for a vocabulary; ValueError if it has fewer positions than a sequence."""
     fields = {**ORIGINAL_ROBERTA, **recipe.model}
     config = configuration(transformers.RobertaConfig, fields, vocab_size=tokenizer.vocab_size)
@@ -67,7 +68,7 @@ def make_model(recipe: Recipe, tokenizer: SpeechCodesTokenizer) -> transformers.
             f" model.max_position_embeddings = {config.max_position_embeddings} leaves, got"
             f" {recipe.codes.tokens_per_sample}."
         )
-    return transformers.RobertaForMaskedLM(config)
+    return RobertaForMaskedLM(config)
 
 
 def as_discrete_bert(model: nn.Module, tokenizer: SpeechCodesTokenizer, vq_wav2vec: str) -> ConvertedCheckpoint:
@@ -81,10 +82,11 @@ def as_discrete_bert(model: nn.Module, tokenizer: SpeechCodesTokenizer, vq_wav2v
 
 def compute(model: nn.Module, batch: dict) -> StepOutput:
     """Cross entropy of the original ids at masked places, a mean over those; `accuracy` of the best guesses."""
-    labels = batch["labels"]
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    num_targets = (labels != NOT_A_TARGET).sum()
-    total = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=NOT_A_TARGET, reduction="sum")
+    labels = batch["labels"].flatten().index_select(0, batch["places"])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "places")}
+    logits = model(**inputs).logits
+    num_targets = (batch["labels"] != NOT_A_TARGET).sum()
+    total = F.cross_entropy(logits.float(), labels, reduction="sum")
     right = (logits.argmax(dim=-1) == labels).sum()
     # a batch of short pieces may have nothing masked
     at_least_one = num_targets.clamp(min=1)
@@ -160,7 +162,7 @@ def main(recipe: Recipe) -> dict:
     )
     summary = train(recipe, stage, accelerator=accelerator, model=model, batches=batches)
     if vq_wav2vec is not None and accelerator.is_main_process:
-        best = transformers.RobertaForMaskedLM.from_pretrained(folder / "model")
+        best = RobertaForMaskedLM.from_pretrained(folder / "model")
         replace_folder(folder / "discrete_bert", as_discrete_bert(best, tokenizer, vq_wav2vec).save_pretrained)
     return summary
 

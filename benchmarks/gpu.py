@@ -1,0 +1,139 @@
+"""Training steps and CTC inference of wav2vec 2.0 on one GPU against Transformers', in every way that either is run.
+
+python -m benchmarks.gpu --output gpu.json
+
+In one process and in turns: Transformers eagerly and compiled, ours eagerly, compiled to one graph, and compiled with
+CUDA graphs; bfloat16 by autocast, sdpa, dropout on, fused AdamW. Transformers is given masks and distractors that are
+ready; ours draws them in the step. The share of the matrix rate is that of a product of 8192-cubes in the same run.
+`python -m benchmarks.pretraining_step --device cuda` compares loss and gradients of the two sides.
+"""
+
+import json
+import statistics
+
+import torch
+from torch import nn
+
+from .comparing import Action, options_of, peak_bytes, prepare, seconds_of
+from .pretraining_step import make_step
+from .wav2vec2_sizes import SIZES, noise, one_side, pretraining_batch, training_flop
+
+WAYS = ("transformers", "transformers, compiled", "ours", "ours, compiled", "ours, CUDA graphs")
+
+
+def matrix_rate(device: str) -> float:
+    """Operations per second of a product of two bf16 matrices of random numbers."""
+    size = 8192 if device == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    product = lambda: a @ b  # noqa: E731
+    return 2 * size**3 / statistics.median([seconds_of(product, device) for _ in range(10)][3:])
+
+
+def compiled(model: nn.Module, way: str) -> nn.Module:
+    """The model as `way` runs it; ours has to be one graph."""
+    if "," not in way:
+        return model
+    own = way.startswith("ours")
+    model.compile(fullgraph=own, dynamic=False, mode="reduce-overhead" if "graphs" in way else None)
+    return model
+
+
+def in_turns(actions: dict[str, Action], rounds: int, device: str) -> dict[str, float]:
+    """Median seconds of each, all of them once per round, the order turned by one each time."""
+    names = list(actions)
+    for action in actions.values():
+        for _ in range(3):
+            action()
+    measured = {name: [] for name in names}
+    for i in range(rounds):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            measured[name].append(seconds_of(actions[name], device))
+    return {name: statistics.median(seconds) for name, seconds in measured.items()}
+
+
+def training_rows(options, size: str, seconds: float, batch_size: int, rate: float) -> list[dict]:
+    batch = pretraining_batch(batch_size, seconds, options.device)
+    drawn = {"input_values": batch["input_values"]}
+    steps, peaks = {}, {}
+    for way in options.ways:
+        side = "ours" if way.startswith("ours") else "peer"
+        model = compiled(one_side(side, size, "pretraining", options.device).train(), way)
+        steps[way] = make_step(model, drawn if side == "ours" else batch, options)
+        steps[way]()
+        # the other ways' weights are no part of what this one needs
+        resting = torch.cuda.memory_allocated() if options.device == "cuda" else 0
+        peaks[way] = peak_bytes(steps[way], options.device) - resting
+    medians = in_turns(steps, options.rounds, options.device)
+    flop = training_flop(size, batch_size, seconds)
+    first = next(iter(medians.values()))
+    return [
+        {
+            "case": f"training, {size}, {batch_size} x {seconds:g} s, {way}",
+            "seconds": measured,
+            "times_faster_than_first": first / measured,
+            "audio_seconds_per_second": batch_size * seconds / measured,
+            "share_of_matrix_rate": flop / measured / rate,
+            "step_memory_mib": peaks[way] / 2**20,
+        }
+        for way, measured in medians.items()
+    ]
+
+
+def inference_rows(options, size: str, batch_size: int, seconds: float) -> list[dict]:
+    waveforms = noise(batch_size, seconds, options.device)
+    actions = {}
+    for way in options.ways:
+        side = "ours" if way.startswith("ours") else "peer"
+        model = compiled(one_side(side, size, "ctc", options.device).eval(), way)
+
+        def infer(model=model):
+            with torch.inference_mode(), torch.autocast(options.device, torch.bfloat16):
+                model(waveforms)
+
+        actions[way] = infer
+    medians = in_turns(actions, options.rounds, options.device)
+    first = next(iter(medians.values()))
+    return [
+        {
+            "case": f"CTC, {size}, {batch_size} x {seconds:g} s, {way}",
+            "seconds": measured,
+            "times_faster_than_first": first / measured,
+            "real_time_factor": measured / (batch_size * seconds),
+        }
+        for way, measured in medians.items()
+    ]
+
+
+def main():
+    parser = options_of(__doc__)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+    parser.add_argument("--sizes", nargs="*", choices=SIZES, default=["base", "large"])
+    parser.add_argument("--seconds", nargs="*", type=float, default=[10.0, 15.6], help="of the crops")
+    parser.add_argument("--audio-seconds", type=float, default=160.0, help="of a training batch, halved for large")
+    parser.add_argument("--batches", nargs="*", type=int, default=[1, 64], help="of inference, in clips of 10 s")
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
+    options = parser.parse_args()
+    options.dtype = "bfloat16"
+    prepare(options)
+    rate = matrix_rate(options.device)
+    print(json.dumps({"bf16 products, TFLOP/s": rate / 1e12}), flush=True)
+    rows = []
+    for size in options.sizes:
+        for seconds in options.seconds:
+            audio = options.audio_seconds / (2 if size == "large" else 1)
+            rows += training_rows(options, size, seconds, max(int(audio / seconds), 1), rate)
+            print(*map(json.dumps, rows[-len(options.ways) :]), sep="\n", flush=True)
+        for batch_size in options.batches:
+            rows += inference_rows(options, size, batch_size, 10.0 if options.device == "cuda" else 1.0)
+            print(*map(json.dumps, rows[-len(options.ways) :]), sep="\n", flush=True)
+    print("\n| case | s | times the first | share of the matrix rate | MiB |\n| --- | --- | --- | --- | --- |")
+    for row in rows:
+        share, memory = row.get("share_of_matrix_rate"), row.get("step_memory_mib")
+        cells = ["" if share is None else f"{share:.0%}", "" if memory is None else f"{memory:,.0f}"]
+        print(f"| {row['case']} | {row['seconds']:.4g} | {row['times_faster_than_first']:.2f} | {' | '.join(cells)} |")
+    if options.output:
+        options.output.write_text(json.dumps({"matrix_rate": rate, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Whole training steps of wav2vec and CPC against their original formulations.
+
+python -m benchmarks.original_steps
+
+The original side is written from the equations in the shapes of the original code: PyTorch's convolutions, norms as
+separate operations, negatives copied for every frame, a loop over the prediction steps. Both sides have the same
+weights, waveforms and negatives; loss and every gradient are compared before anything is timed. A step is forward and
+backward pass, clipping and Adam.
+"""
+
+import json
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hf_wav2vec_family import CPCConfig, CPCForPreTraining, Wav2VecConfig, Wav2VecForPreTraining
+
+from .comparing import alternate, differences, options_of, prepare, report, saved_bytes
+
+
+def original_cpc(model: CPCForPreTraining) -> Callable[[Tensor, Tensor], Tensor]:
+    """CPC_audio's step with the weights of `model`: channel norms by mean and variance, a criterion step by step."""
+    encoder, context = model.cpc.encoder, model.cpc.context_network
+    num_steps = model.config.num_prediction_steps
+
+    def encode(waveforms: Tensor) -> Tensor:
+        hidden = waveforms[:, None]
+        for layer in encoder.layers:
+            conv, norm = layer.conv, layer.norm
+            hidden = F.conv1d(hidden, conv.weight, conv.bias, conv.stride, conv.padding)
+            mean, variance = hidden.mean(dim=1, keepdim=True), hidden.var(dim=1, keepdim=True)
+            hidden = (hidden - mean) * torch.rsqrt(variance + norm.eps)
+            hidden = F.relu(hidden * norm.weight[None, :, None] + norm.bias[None, :, None])
+        return hidden.transpose(1, 2)
+
+    def loss(waveforms: Tensor, negatives: Tensor) -> Tensor:
+        frames = encode(waveforms)
+        states, _ = context(frames)
+        batch_size, num_negatives, num_contexts = negatives.shape
+        copies = frames.flatten(0, 1)[negatives.flatten()].view(batch_size, num_negatives, num_contexts, -1)
+        weights = model.predictors.weight.unflatten(0, (num_steps, -1))
+        total = torch.zeros(())
+        for k in range(num_steps):
+            candidates = torch.cat([frames[:, k + 1 : k + 1 + num_contexts].unsqueeze(1), copies], dim=1)
+            predictions = F.linear(states[:, :num_contexts], weights[k])
+            scores = (predictions.unsqueeze(1) * candidates).mean(dim=3)
+            labels = torch.zeros(batch_size * num_contexts, dtype=torch.long)
+            total = total + F.cross_entropy(scores.permute(0, 2, 1).reshape(-1, 1 + num_negatives), labels)
+        return total / num_steps
+
+    return loss
+
+
+def original_wav2vec(model: Wav2VecForPreTraining) -> Callable[[Tensor, Tensor], Tensor]:
+    """The step of wav2vec with the weights of `model`; its convolutions are PyTorch's own on both sides."""
+    prediction = model.prediction
+    num_steps, offset = prediction.num_steps, prediction.offset
+
+    def loss(waveforms: Tensor, negatives: Tensor) -> Tensor:
+        outputs = model.wav2vec(waveforms)
+        context, targets = (x.transpose(1, 2) for x in (outputs.last_hidden_state, outputs.extract_features))
+        batch_size, channels, total = targets.shape
+        weight = prediction.predictor.weight.permute(2, 1, 0).unsqueeze(2)
+        predictions = F.conv_transpose2d(context.unsqueeze(-1), weight, prediction.predictor.bias[0])  # [B, C, T, K]
+        columns = targets.transpose(0, 1).flatten(1)
+        copies = columns[:, negatives.flatten()].view(channels, batch_size, -1, total)
+        candidates = torch.cat([targets[None], copies.permute(2, 1, 0, 3)])  # [1 + N, B, C, T]
+        scores, labels = [], []
+        for k in range(num_steps):
+            length = total - offset - k
+            products = torch.einsum("bct,nbct->nbt", predictions[..., :length, k], candidates[..., offset + k :])
+            scores.append(products.flatten())
+            label = torch.zeros_like(products)
+            label[0] = 1.0
+            labels.append(label.flatten())
+        num_pairs = sum(len(x) for x in scores) // len(candidates)
+        return F.binary_cross_entropy_with_logits(torch.cat(scores), torch.cat(labels), reduction="sum") / num_pairs
+
+    return loss
+
+
+def cpc_models() -> tuple[nn.Module, Callable, Tensor, Tensor]:
+    config = CPCConfig(conv_dim=(256,) * 5, feat_extract_norm="channel", context_network="lstm", score="mean")
+    model = CPCForPreTraining(config)
+    batch_size, samples = 8, 20_480
+    total = model.num_frames(samples)
+    contexts = total - config.num_prediction_steps
+    negatives = torch.randint(0, batch_size * total, (batch_size, config.num_negatives, contexts))
+    return model, original_cpc(model), torch.randn(batch_size, samples), negatives
+
+
+def wav2vec_models() -> tuple[nn.Module, Callable, Tensor, Tensor]:
+    model = Wav2VecForPreTraining(Wav2VecConfig())
+    batch_size, samples = 2, 75_000
+    total = model.num_frames(samples)
+    rows = torch.arange(batch_size)[:, None, None] * total
+    negatives = torch.randint(0, total, (batch_size, model.config.num_negatives, total)) + rows
+    return model, original_wav2vec(model), torch.randn(batch_size, samples), negatives
+
+
+def compare_steps(name: str, model: nn.Module, original: Callable, waveforms: Tensor, negatives: Tensor, rounds: int):
+    def ours() -> Tensor:
+        return model(waveforms, sampled_negative_indices=negatives).loss
+
+    def peer() -> Tensor:
+        return original(waveforms, negatives)
+
+    parameters = list(model.parameters())
+    model.eval()
+    equality = differences(peer, ours, parameters, tolerance=1e-3)
+    model.train()
+    optimizer = torch.optim.Adam(parameters, lr=1e-6)
+
+    def step(way: Callable[[], Tensor]):
+        way().backward()
+        nn.utils.clip_grad_norm_(parameters, 10.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    measured = alternate(lambda: step(peer), lambda: step(ours), rounds)
+    memory = {f"{side}_saved_mib": saved_bytes(way) / 2**20 for side, way in (("peer", peer), ("our", ours))}
+    return {"case": f"{name}, {len(waveforms)} x {waveforms.shape[1] / 16_000:g} s", **measured, **memory, **equality}
+
+
+def main():
+    options = options_of(__doc__).parse_args()
+    prepare(options)
+    cases = []
+    for name, make in (("CPC step", cpc_models), ("wav2vec step", wav2vec_models)):
+        cases.append(compare_steps(name, *make(), options.rounds))
+        print(json.dumps(cases[-1]), flush=True)
+    report(options, cases)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Fast forms of dropout and of attention with dropout, and a cache of what was made of weights.
+
+On a CPU PyTorch draws dropout one number at a time and keeps more for the backward pass than it needs. A GPU's kernels
+and compiled graphs do well what is done here by hand, and are left alone.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+NUM_LANES = 2**16
+
+
+def eager_on_cpu(values: Tensor) -> bool:
+    """Whether `values` are computed with on a CPU, step by step: neither compiled, traced nor exported."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
+def dtype_of(weight: Tensor) -> torch.dtype:
+    """What a product with `weight` is computed in: its own type, or that of autocast."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+def draw_kept(shape: Sequence[int], prob: float) -> tuple[Tensor, float]:
+    """Which places stay, bool of `shape`, each dropped with `prob` to the nearest 1/65536, and what they grow by.
+
+    Four places share one draw of 64 bits, 16 bits for each.
+    """
+    count = torch.Size(shape).numel()
+    num_dropped = min(round(prob * NUM_LANES), NUM_LANES - 1)
+    draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+    lanes = draws.view(torch.int16)[:count].view(shape)
+    return lanes >= num_dropped - NUM_LANES // 2, NUM_LANES / (NUM_LANES - num_dropped)
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values: Tensor, prob: float) -> Tensor:
+        kept, ctx.scale = draw_kept(values.shape, prob)
+        ctx.save_for_backward(kept)
+        return (values * ctx.scale).mul_(kept)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (kept,) = ctx.saved_tensors
+        return gradient * ctx.scale * kept, None
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout`; on a CPU a draw costs a quarter, and a byte is kept for each value rather than four."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.training or not 0.0 < self.p < 1.0 or self.inplace or not eager_on_cpu(values):
+            return super().forward(values)
+        return _Dropout.apply(values, self.p)
+
+
+class _AttentionWithDropout(torch.autograd.Function):
+    """Keeps the weights before dropout and which of them stay; PyTorch keeps those after it, too."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, prob: float, scaling: float):
+        with torch.autocast("cpu", enabled=False):
+            scores = (query * scaling) @ key.transpose(-2, -1)
+            if mask is not None:
+                scores = scores.masked_fill_(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+            weights = torch.softmax(scores, dim=-1)
+            del scores
+            kept, scale = draw_kept(weights.shape, prob)
+            ctx.save_for_backward(query, key, value, weights, kept)
+            ctx.scale, ctx.scaling = scale, scaling
+            return ((weights * kept) @ value).mul_(scale)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        query, key, value, weights, kept = ctx.saved_tensors
+        gradient = gradient * ctx.scale
+        value_gradient = (weights * kept).transpose(-2, -1) @ gradient
+        weight_gradient = (gradient @ value.transpose(-2, -1)).mul_(kept)
+        score_gradient = torch._softmax_backward_data(weight_gradient, weights, -1, weights.dtype).mul_(ctx.scaling)
+        return score_gradient @ key, score_gradient.transpose(-2, -1) @ query, value_gradient, None, None, None
+
+
+def attention_with_dropout(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, prob: float, scaling: float
+) -> Tensor:
+    """dropout(softmax(q k^T * scaling + mask)) v on a CPU: [B, heads, T, d] each -> [B, heads, T, d].
+
+    Args:
+        mask: broadcasts to [B, heads, T, T]; True where attended to, or what is added to the scores. A row without a
+            single True comes back as NaN.
+        prob: of dropping a weight, above 0.
+    """
+    return _AttentionWithDropout.apply(query, key, value, mask, prob, scaling)
+
+
+class WeightCache:
+    """What was last made of some weights. It is made anew once a single bit of them differs.
+
+    Weights are compared by value: a version number misses what is written through `.data`. The cache is no part of
+    the module that owns it: it is neither saved, pickled nor copied.
+    """
+
+    def __init__(self):
+        self._entry: tuple[list[Tensor], Tensor] | None = None
+
+    def get(self, weights: Sequence[Tensor], make: Callable[[], Tensor]) -> Tensor:
+        entry = self._entry
+        if entry is None or not all(_same(a, b) for a, b in zip(entry[0], weights, strict=True)):
+            entry = self._entry = ([weight.detach().clone() for weight in weights], make().detach())
+        return entry[1]
+
+    def __deepcopy__(self, memo) -> "WeightCache":
+        return WeightCache()
+
+    def __reduce__(self):
+        return WeightCache, ()
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)

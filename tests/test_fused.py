@@ -1,0 +1,166 @@
+"""Fast forms equal the plain ones: values and every gradient, on fresh random inputs, lengths and masks."""
+
+import copy
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hf_wav2vec_family.conv import MaskedGroupNorm, num_frames
+from hf_wav2vec_family.fast_conv import WideConvolution, convolve, convolve_norm_gelu
+from hf_wav2vec_family.fused import Dropout, WeightCache, attention_with_dropout, draw_kept
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def assert_equal(found, expected, inputs):
+    """Values and gradients within 1e-4 of the size of what is expected."""
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    direction = torch.randn_like(expected)
+    for a, b in zip(*(torch.autograd.grad(y, inputs, direction) for y in (found, expected)), strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm()
+
+
+@pytest.mark.parametrize("prob", [0.05, 0.1, 0.5])
+def test_dropout_drops_the_promised_share_and_keeps_the_mean(prob):
+    kept, scale = draw_kept((1000, 1001), prob)
+    assert kept.float().mean().item() == pytest.approx(1 - prob, abs=2e-3)
+    assert scale == pytest.approx(1 / (1 - prob), rel=1e-4)
+    neighbours = (kept[:, 1:] & kept[:, :-1]).float().mean().item()
+    assert neighbours == pytest.approx((1 - prob) ** 2, abs=2e-3)
+
+
+def test_gradients_pass_dropout_where_values_do():
+    dropout = Dropout(0.3)
+    values = torch.rand(7, 9, 5).add_(1).requires_grad_()
+    dropped = dropout(values)
+    dropped.sum().backward()
+    torch.testing.assert_close(values.grad * values, dropped)
+    assert torch.equal(values.grad == 0, dropped == 0)
+    torch.manual_seed(0)
+    values = torch.rand(7, 9, 5)
+    assert torch.equal(dropout.eval()(values), values)
+    assert dropout(torch.empty(0, 3)).shape == (0, 3)
+
+
+def test_dropout_is_drawn_from_the_global_seed():
+    first, second, third = (torch.manual_seed(seed) and Dropout(0.5)(torch.ones(99)) for seed in (1, 1, 2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+
+
+@pytest.mark.parametrize("masked", [None, "bool", "added"])
+def test_attention_with_dropout_equals_the_steps_it_stands_for(masked, monkeypatch):
+    query, key, value = (torch.randn(2, 3, 11, 4, requires_grad=True) for _ in range(3))
+    allowed = torch.arange(11) < torch.tensor([11, 7])[:, None, None, None]
+    mask = {None: None, "bool": allowed, "added": torch.where(allowed, 0.0, float("-inf"))}[masked]
+    kept, scale = draw_kept((2, 3, 11, 11), 0.2)
+    monkeypatch.setattr("hf_wav2vec_family.fused.draw_kept", lambda shape, prob: (kept, scale))
+    found = attention_with_dropout(query, key, value, mask, prob=0.2, scaling=0.5)
+    scores = query @ key.transpose(-2, -1) * 0.5
+    if mask is not None:
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    assert_equal(found, (torch.softmax(scores, dim=-1) * kept * scale) @ value, (query, key, value))
+
+
+@pytest.mark.parametrize(
+    ("taps", "stride", "padding"), [(3, 2, 0), (2, 2, 0), (8, 4, 2), (10, 5, 3), (3, 1, 1), (2, 3, 0)]
+)
+@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolving_rows_equals_the_convolution_and_leaves_channels_together(taps, stride, padding, channels, bias):
+    conv = nn.Conv1d(channels, 6, taps, stride, padding=padding, bias=bias)
+    hidden_states = torch.randn(3, channels, 41, requires_grad=True)
+    found = convolve(conv, hidden_states)
+    assert found.transpose(1, 2).is_contiguous()
+    assert_equal(found, conv(hidden_states), (hidden_states, *conv.parameters()))
+
+
+def test_convolving_rows_takes_the_type_of_autocast():
+    conv = nn.Conv1d(4, 6, 3, 2)
+    hidden_states = torch.randn(2, 4, 41)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = convolve(conv, hidden_states)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), conv(hidden_states), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("lengths", [(2000, 2000, 2000), (2000, 400, 1234)])
+@pytest.mark.parametrize("loudness", [1e-3, 1.0, 100.0])
+def test_a_folded_norm_equals_convolution_norm_and_activation(lengths, loudness):
+    conv, norm = nn.Conv1d(1, 8, 10, 5, bias=False), MaskedGroupNorm(8, 8)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    # most of the energy lies where the filters hardly hear it
+    waveforms = loudness * (torch.randn(3, 1, 2000) + 5 + 20 * torch.sin(torch.arange(2000) / 50))
+    waveforms.requires_grad_()
+    ragged = min(lengths) < 2000
+    found = convolve_norm_gelu(waveforms, conv, norm, num_frames(torch.tensor(lengths), [10], [5]) if ragged else None)
+    weight, scale, shift = (parameter.double() for parameter in (conv.weight, norm.weight, norm.bias))
+    alone = [
+        F.gelu(F.group_norm(F.conv1d(row[None, :, :n].double(), weight, stride=5), 8, scale, shift, norm.eps))
+        for row, n in zip(waveforms, lengths, strict=True)
+    ]
+    expected = torch.cat([F.pad(row, (0, found.shape[-1] - row.shape[-1])) for row in alone]).float()
+    assert_equal(found, expected, (waveforms, *conv.parameters(), *norm.parameters()))
+
+
+def positional_convolution() -> nn.Conv1d:
+    conv = nn.Conv1d(32, 32, 64, padding=32, groups=4)
+    return nn.utils.parametrizations.weight_norm(conv, name="weight", dim=2).requires_grad_(False)
+
+
+@pytest.mark.parametrize("total", [64, 65, 129, 200, 499])
+def test_a_spectrum_serves_clips_of_every_length(total):
+    conv, convolution = positional_convolution(), WideConvolution()
+    hidden_states = torch.randn(2, 32, total)
+    with torch.no_grad():
+        found = convolution(conv, hidden_states)
+        assert convolution.spectrum._entry is not None
+        torch.testing.assert_close(found, conv(hidden_states), atol=1e-5, rtol=1e-5)
+        spectrum = convolution.spectrum._entry[1]
+        convolution(conv, torch.randn(1, 32, 100))
+        assert convolution.spectrum._entry[1] is spectrum
+
+
+@pytest.mark.parametrize("change", ["in place", "through data", "one weight", "loaded", "bias"])
+def test_a_cached_spectrum_notices_weights_that_change(change):
+    conv, convolution = positional_convolution(), WideConvolution()
+    hidden_states = torch.randn(1, 32, 200)
+    with torch.no_grad():
+        before = convolution(conv, hidden_states)
+        direction = conv.parametrizations.weight.original1
+        if change == "in place":
+            direction.mul_(torch.rand_like(direction))
+        elif change == "through data":
+            direction.data.copy_(torch.randn_like(direction))
+        elif change == "one weight":
+            direction.data[3, 2, 1] += 10
+        elif change == "loaded":
+            conv.load_state_dict(positional_convolution().state_dict())
+        else:
+            conv.bias.data += 1
+        after = convolution(conv, hidden_states)
+        torch.testing.assert_close(after, conv(hidden_states), atol=1e-5, rtol=1e-5)
+        assert not torch.equal(before, after)
+
+
+def test_a_cache_is_neither_copied_nor_saved():
+    cache = WeightCache()
+    weights = [torch.ones(1000)]
+    assert cache.get(weights, lambda: weights[0] * 2)[0] == 2
+    assert cache.get(weights, lambda: pytest.fail("made twice"))[0] == 2
+    assert copy.deepcopy(cache)._entry is None
+    torch.save(cache, file := io.BytesIO())
+    assert len(file.getvalue()) < 4000
+
+
+def test_what_is_learned_is_convolved_with_its_weight():
+    conv, convolution = positional_convolution().requires_grad_(True), WideConvolution()
+    convolution(conv, torch.randn(1, 32, 200)).sum().backward()
+    assert all(parameter.grad is not None for parameter in conv.parameters())
