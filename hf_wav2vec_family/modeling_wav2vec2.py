@@ -330,13 +330,22 @@ class Wav2Vec2Encoder(nn.Module):
         self.layers = nn.ModuleList(Wav2Vec2EncoderLayer(config) for _ in range(config.num_hidden_layers))
         self.layerdrop = LayerDrop(config.layerdrop, config.num_hidden_layers)
 
+    def attention_mask(self, hidden_states: Tensor, valid: Tensor | None) -> Tensor | None:
+        """What the attention kernel takes for the frames that are no padding, [B, T] or None."""
+        if valid is None or self.config._attn_implementation != "sdpa":
+            return create_bidirectional_mask(self.config, hidden_states, valid)
+        if eager_on_cpu(valid) and valid.all():
+            return None
+        # Transformers would ask a device, too, whether there is any padding, and wait for its answer
+        return valid[:, None, None].expand(-1, -1, valid.shape[1], -1)
+
     def forward(
         self, hidden_states: Tensor, valid: Tensor | None, *, output_hidden_states: bool, output_attentions: bool
     ) -> Wav2Vec2BaseModelOutput:
         """Masked frames [B, T, D] and which of them are no padding, [B, T] or None -> context [B, T, D]."""
         if valid is not None:
             hidden_states = torch.where(valid.unsqueeze(-1), hidden_states, 0.0)
-        attention_mask = create_bidirectional_mask(self.config, hidden_states, valid)
+        attention_mask = self.attention_mask(hidden_states, valid)
         hidden_states = hidden_states + self.pos_conv_embed(hidden_states)
         if not self.config.do_stable_layer_norm:
             hidden_states = self.layer_norm(hidden_states)

@@ -23,6 +23,7 @@ from hf_wav2vec_family import (
 from training import pretrain_bert
 from training.code_batches import CodeBatches
 from training.extract_codes import Shards
+from training.masked_lm import RobertaForMaskedLM
 from training.pretrain import make_feature_extractor
 from training.recipe import Recipe, load_recipe
 from training.span_masking import SpanMasking
@@ -258,6 +259,28 @@ def test_a_vocabulary_per_group_is_two_tokens_a_frame(codes):
 def test_rows_without_codes_or_with_those_of_another_model_are_refused(codes):
     with pytest.raises(ValueError, match=r"expected a column codes \[T, 3\].*got \(\d+, 2\)"):
         next(iter(batches_of(codes, tokenizer=SpeechCodesTokenizer.with_all_codes(3, 3))))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_loss_and_gradient_of_masked_places_are_those_of_the_head_on_all_places(share):
+    torch.manual_seed(0)
+    config = transformers.RobertaConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    model = RobertaForMaskedLM(config).eval()
+    input_ids = torch.randint(5, 40, (3, 20))
+    labels = torch.where(torch.rand(3, 20) < share, input_ids, -100)
+    mask = (torch.arange(20) < torch.tensor([[20], [20], [11]])).long()
+    places = (labels.flatten() != -100).nonzero().squeeze(1)
+    found = pretrain_bert.compute(
+        model, {"input_ids": input_ids, "attention_mask": mask, "labels": labels, "places": places}
+    )
+    logits = model(input_ids, attention_mask=mask).logits
+    expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="sum") / max(len(places), 1)
+    assert found.num_targets == len(places)
+    torch.testing.assert_close(found.loss, expected)
+    for a, b in zip(*(torch.autograd.grad(x, model.parameters()) for x in (found.loss, expected)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -1,0 +1,98 @@
+"""Each fast form of `fused.py` and `fast_conv.py` against the plain operations it stands for, at the sizes of BASE.
+
+python -m benchmarks.fast_forms --seconds 5
+
+Forward and backward pass, except for the cached spectrum, which is for inference alone. What is random is compared in
+the tests, with the same draws on both sides.
+"""
+
+import json
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hf_wav2vec_family.conv import MaskedGroupNorm
+from hf_wav2vec_family.fast_conv import WideConvolution, convolve, convolve_norm_gelu
+from hf_wav2vec_family.fused import Dropout, attention_with_dropout
+
+from .comparing import Way, alternate, compare, differences, options_of, prepare, report
+from .wav2vec2_sizes import num_frames_of
+
+WIDTH, INNER, HEADS, CHANNELS = 768, 3072, 12, 512
+Case = tuple[str, Way, Way, list[Tensor]]
+
+
+def random_cases(batch_size: int, total: int, dtype: torch.dtype) -> Iterator[Case]:
+    values = torch.randn(batch_size, total, INNER, dtype=dtype, requires_grad=True)
+    fast = Dropout(0.1)
+    yield "dropout", lambda: F.dropout(values, 0.1).sum(), lambda: fast(values).sum(), []
+    shape = (batch_size, HEADS, total, WIDTH // HEADS)
+    query, key, value = (torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3))
+
+    def plain() -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=0.1).sum()
+
+    def ours() -> Tensor:
+        return attention_with_dropout(query, key, value, None, prob=0.1, scaling=shape[-1] ** -0.5).sum()
+
+    yield "attention with dropout", plain, ours, []
+
+
+def convolution_cases(batch_size: int, seconds: float, dtype: torch.dtype) -> Iterator[Case]:
+    waveforms = torch.randn(batch_size, 1, int(16_000 * seconds))
+    first, norm = nn.Conv1d(1, CHANNELS, 10, 5, bias=False).to(dtype), MaskedGroupNorm(CHANNELS, CHANNELS).to(dtype)
+    parameters = [*first.parameters(), *norm.parameters()]
+    yield (
+        "first convolution, norm and GELU",
+        lambda: F.gelu(norm(first(waveforms.to(dtype)))).float().square().mean(),
+        lambda: convolve_norm_gelu(waveforms, first, norm, None).float().square().mean(),
+        parameters,
+    )
+    second = nn.Conv1d(CHANNELS, CHANNELS, 3, 2, bias=False).to(dtype)
+    total = (waveforms.shape[-1] - 10) // 5 + 1
+    columns = torch.randn(batch_size, CHANNELS, total, dtype=dtype, requires_grad=True)
+    rows = columns.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    yield (
+        "second convolution",
+        lambda: second(columns).float().square().mean(),
+        lambda: convolve(second, rows).float().square().mean(),
+        list(second.parameters()),
+    )
+
+
+def spectrum_case(total: int, rounds: int) -> dict:
+    conv = nn.Conv1d(WIDTH, WIDTH, 128, padding=64, groups=16)
+    conv = nn.utils.parametrizations.weight_norm(conv, name="weight", dim=2)
+    wide, frames = WideConvolution(), torch.randn(1, WIDTH, total)
+    with torch.no_grad():
+        difference = float((wide(conv, frames) - conv(frames)).abs().max() / conv(frames).abs().max())
+        if difference > 1e-4:
+            raise ValueError(f"the spectrum's result differs by {difference:.1e}; accepted is 1e-4.")
+        measured = alternate(lambda: conv(frames), lambda: wide(conv, frames), rounds)
+    return {"case": f"positions of {total} frames, inference", **measured, "difference": difference}
+
+
+def main():
+    parser = options_of(__doc__)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--batch-size", type=int, default=1)
+    options = parser.parse_args()
+    prepare(options)
+    total = num_frames_of(int(16_000 * options.seconds))
+    cases = [spectrum_case(frames, options.rounds) for frames in (total, 2 * total)]
+    for dtype in (torch.float32, torch.bfloat16):
+        for make, size in ((random_cases, total), (convolution_cases, options.seconds)):
+            for name, plain, ours, inputs in make(options.batch_size, size, dtype):
+                equality = {}
+                if inputs and dtype == torch.float32:
+                    equality = differences(plain, ours, inputs, tolerance=1e-4)
+                measured = compare(plain, ours, options.rounds)
+                cases.append({"case": f"{name}, {dtype}".replace("torch.", ""), **measured, **equality})
+                print(json.dumps(cases[-1]), flush=True)
+    report(options, cases)
+
+
+if __name__ == "__main__":
+    main()
