@@ -45,7 +45,7 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         (kept,) = ctx.saved_tensors
-        return gradient * ctx.scale * kept, None
+        return (gradient * ctx.scale).mul_(kept), None
 
 
 class Dropout(nn.Dropout):
