@@ -150,7 +150,7 @@ def differences(
         found_here = torch.autograd.grad(loss, differentiated, allow_unused=True)
         gradients.append([torch.zeros(()) if x is None else x for x in found_here])
     # a gradient of rounding alone, as that of an attention's key bias, is not compared with itself
-    least = 1e-6 * max(float(a.norm()) for a in gradients[0])
+    least = 1e-5 * max(float(a.norm()) for a in gradients[0])
     gradient = max(float((a - b).norm() / a.norm().clamp(min=least)) for a, b in zip(*gradients, strict=True))
     loss = abs(losses[1] / losses[0] - 1)
     if not (loss <= tolerance and gradient <= tolerance):
