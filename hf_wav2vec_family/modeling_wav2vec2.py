@@ -332,7 +332,7 @@ class Wav2Vec2Encoder(nn.Module):
 
     def attention_mask(self, hidden_states: Tensor, valid: Tensor | None) -> Tensor | None:
         """What the attention kernel takes for the frames that are no padding, [B, T] or None."""
-        if valid is None or self.config._attn_implementation != "sdpa":
+        if valid is None or self.config._attn_implementation != "sdpa" or torch.compiler.is_compiling():
             return create_bidirectional_mask(self.config, hidden_states, valid)
         if eager_on_cpu(valid) and valid.all():
             return None
@@ -620,10 +620,12 @@ class Wav2Vec2Model(Wav2Vec2PreTrainedModel):
 
         One clip keeps a CPU as busy as eight do. What is not padding answers the same in either way.
         """
-        single = attention_mask is None or len(attention_mask) == 1 or attention_mask.shape != input_values.shape
-        if single or self.training or torch.is_grad_enabled() or not self.config.padding_invariant:
+        if attention_mask is None or not eager_on_cpu(attention_mask) or attention_mask.shape != input_values.shape:
             return False
-        return eager_on_cpu(attention_mask) and int(num_valid(attention_mask).sum()) < 0.95 * attention_mask.numel()
+        learns = self.training or torch.is_grad_enabled()
+        if learns or len(attention_mask) == 1 or not self.config.padding_invariant:
+            return False
+        return int(num_valid(attention_mask).sum()) < 0.95 * attention_mask.numel()
 
     def forward_row_by_row(
         self, input_values: Tensor, attention_mask: Tensor, *, output_hidden_states: bool | None
