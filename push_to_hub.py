@@ -84,6 +84,8 @@ def main(arguments: list[str] | None = None):
             return
         published = publish(publication, HfApi())
         print(f"\npublished, {'for you alone' if published.private else 'for everybody'}: {published.url}")
+        if published.private and not options.private:
+            print("the repository was there before and private; its settings on the Hub make it public")
     except (ValueError, PublishingError) as error:
         sys.exit(f"push_to_hub: {error}")
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "training" / "results"
 MEASURED = Path(__file__).with_name("measured.yaml")
 WAY = " → "
-METRICS = {"wer": "WER", "cer": "CER"}
+METRICS = {"wer": "WER", "cer": "CER", "per": "PER"}
 SPEECH_RECOGNITION = "automatic-speech-recognition"
 
 
@@ -75,16 +75,23 @@ def of_recipe(recipe: str, wanted: Sequence[str]) -> Measurements:
 def results_of_run(run: Path) -> list[EvalResult]:
     """Every score that `training.evaluate --output` left beneath a run, which says on what data.
 
-    A local corpus has the name of its folder, without the way to it.
+    A local corpus has the name of its folder, without the way to it. Letters have WER and CER, phones PER.
+
+    Raises:
+        ValueError: scores that do not say whether they are of greedy text or of a beam search.
     """
     results = []
     for path in sorted(run.glob("*/scores.json")):
         scores = json.loads(path.read_text())
         if "source" not in scores:
             continue  # of an evaluation during training, whose model need not be the one that was kept
-        source = scores["source"]
+        if "decoding" not in scores:
+            raise ValueError(f"{path} does not say how the text was found; evaluate the model again.")
+        source, decoding = scores["source"], scores["decoding"]
         name = source["path"] if source["kind"] == "hub" else Path(source["path"]).name
         for metric, title in METRICS.items():
+            if metric not in scores:
+                continue
             results.append(
                 EvalResult(
                     task_type=SPEECH_RECOGNITION,
@@ -93,7 +100,7 @@ def results_of_run(run: Path) -> list[EvalResult]:
                     dataset_config=source["name"],
                     dataset_split=source["split"],
                     metric_type=metric,
-                    metric_name=f"{title}, greedy",
+                    metric_name=f"{title}, {decoding}",
                     metric_value=round(100 * scores[metric], 2),
                 )
             )
@@ -141,7 +148,8 @@ def evaluation_files(results: Sequence[EvalResult]) -> dict[str, bytes]:
         if "/" in result.dataset_type:
             parts = (result.dataset_config, result.dataset_split, result.metric_type)
             task = "_".join(part for part in parts if part)
-            entry = EvalResultEntry(result.dataset_type, task, result.metric_value, notes="greedy, in percent")
+            notes = f"{result.metric_name}, in percent"
+            entry = EvalResultEntry(result.dataset_type, task, result.metric_value, notes=notes)
             files.setdefault(result.dataset_type.replace("/", "--"), []).append(entry)
     return {
         f".eval_results/{name}.yaml": yaml.safe_dump(eval_result_entries_to_yaml(entries)).encode()

@@ -18,10 +18,14 @@ REFUSED = {
     "audio, which belongs in a data set": [".flac", ".wav", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aiff"],
 }
 TRAINING_STATE = re.compile(
-    r"optimizer|scheduler|scaler|random_states|rng_state|checkpoint|events\.out", re.IGNORECASE
+    r"optimizer|scheduler|scaler|random_states|rng_state|trainer_state|training_args|checkpoint|events\.out",
+    re.IGNORECASE,
 )
-# "/home/me", "~/me", "C:\me", but neither an address nor "3.4/8.0"
-ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~<)-])(?:/[\w.@+-]+/[\w.@+-]|~/[\w.]|[A-Za-z]:\\\\?\w)[\w./\\@+-]*")
+# "/home/me", "~/me", "C:\me", "file:///home/me", but neither an address nor "3.4/8.0"
+ABSOLUTE_PATH = re.compile(
+    r"(?:(?<![\w.:/~<)-])|(?<=\bfile://))(?:/[\w.@+-]+/[\w.@+-]|~/[\w.]|[A-Za-z]:\\\\?\w)[\w./\\@+-]*"
+)
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
 METADATA = ("license", "library_name", "pipeline_tag", "tags")
 PROCESSOR, FEATURE_EXTRACTOR = "processor_config.json", "preprocessor_config.json"
 
@@ -63,8 +67,8 @@ def _fault_of_file(name: str, path: Path) -> str | None:
             return f"{reason}."
     if suffix == ".safetensors":
         try:
-            with safe_open(path, "pt"):
-                return None
+            with safe_open(path, "pt") as file:
+                return _fault_of_words(json.dumps(file.metadata() or {}))
         except (SafetensorError, OSError) as error:
             return f"not safetensors ({error})."
     if suffix not in TEXT and name not in ("LICENSE", ".gitattributes"):
@@ -79,7 +83,13 @@ def _fault_of_text(name: str, path: Path) -> str | None:
             json.loads(text)
     except ValueError as error:
         return f"not what its name says ({error})."
-    found = None if name.endswith((".py", ".arpa")) else ABSOLUTE_PATH.search(text)
+    return _fault_of_words(text, may_have_paths=name.endswith((".py", ".arpa")))
+
+
+def _fault_of_words(text: str, *, may_have_paths: bool = False) -> str | None:
+    if TOKEN.search(text):  # and never the token itself, which would be printed with the fault
+        return "holds a token of the Hub; revoke it, somebody may have seen it."
+    found = None if may_have_paths else ABSOLUTE_PATH.search(text)
     return found and f"names {found[0]!r}, a path on the machine it was made on."
 
 
@@ -96,8 +106,8 @@ def faults_of_card(card: str) -> list[str]:
     faults += [f"the card lacks the section `## {name}`." for name in SECTIONS if name not in headings]
     if TO_FILL_IN in card:
         faults.append(f"the card still says {TO_FILL_IN!r} {card.count(TO_FILL_IN)} times.")
-    found = ABSOLUTE_PATH.search(card)
-    return [*faults, f"the card names {found[0]!r}, a path on the machine it was made on."] if found else faults
+    fault = _fault_of_words(card)
+    return [*faults, f"the card {fault}"] if fault else faults
 
 
 def older_layout(folder: Path) -> dict[str, bytes]:

@@ -4,8 +4,10 @@ import pytest
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from publications import CONFIGURATIONS, configuration_of
 from torch.nn import functional as F
 
+import hf_wav2vec_family as family
 from hf_wav2vec_family import (
     Wav2Vec2Config,
     Wav2Vec2ForAudioFrameClassification,
@@ -259,3 +261,24 @@ def test_a_ctc_head_without_a_vocabulary_is_refused():
 def test_a_tuple_is_returned_when_asked_for(kind):
     model, clips = make_model(kind), make_clips()
     assert torch.equal(model(**clips, return_dict=False)[0], model(**clips).logits)
+
+
+@pytest.mark.parametrize("name", [*CONFIGURATIONS, "wav2vec2"])
+def test_the_trainer_of_transformers_fine_tunes_every_head_as_it_is(tmp_path, name):
+    prefix, config = configuration_of(name)
+    options = {"max_steps": 1, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 1}
+    options |= {"report_to": "none", "use_cpu": True, "save_strategy": "no", "disable_tqdm": True}
+    arguments = transformers.TrainingArguments(str(tmp_path), **options)
+    labels = {"ForCTC": [1, 2], "ForSequenceClassification": 1, "ForAudioFrameClassification": [1] * 100}
+    for head, label in labels.items():
+        if not hasattr(family, prefix + head):
+            continue
+        torch.manual_seed(0)
+        model = getattr(family, prefix + head)(config)
+        frames = int(model._get_feat_extract_output_lengths(4000))
+        label = label[:frames] if head == "ForAudioFrameClassification" else label
+        rows = [{"input_values": torch.randn(4000), "labels": torch.tensor(label)} for _ in range(2)]
+        before = [weight.clone() for weight in model.parameters()]
+        found = transformers.Trainer(model, arguments, train_dataset=rows).train()
+        assert 0 < found.training_loss < float("inf")
+        assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))

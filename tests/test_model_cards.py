@@ -101,7 +101,9 @@ def test_the_card_of_a_run_has_its_sizes_and_its_scores_and_leaves_what_it_canno
     save_ctc_run(run, "wav2vec2")
     (run / "test").mkdir()
     source = {"path": "owner/speech", "name": None, "split": "test", "kind": "hub"}
-    (run / "test" / "scores.json").write_text(json.dumps({"wer": 0.5, "cer": 0.25, "source": source}))
+    (run / "test" / "scores.json").write_text(
+        json.dumps({"wer": 0.5, "cer": 0.25, "source": source, "decoding": "greedy"})
+    )
     (run / "evaluation").mkdir()  # of an evaluation during training, perhaps of another step than the one kept
     (run / "evaluation" / "scores.json").write_text(json.dumps({"wer": 0.1, "cer": 0.1}))
     recipe = RecipeFile(RECIPES / f"{RECIPE_OF['wav2vec2']}.yaml")

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import hf_wav2vec_family as family
 import push_to_hub
+from model_cards.results import evaluation_files, results_of_run
 from publishing.folder import faults_of_card, faults_of_files, files_of, model_folder, older_layout
 from publishing.trial import Trial, load, try_apart
 from publishing.upload import ATTEMPTS, Publication, Published, PublishingError, publish
@@ -116,6 +117,7 @@ def test_a_server_that_fails_in_the_middle_leaves_nothing_that_anybody_sees(hub,
     hub.failures.clear()
     send(publication_of(run), api)  # and it can be done again
     assert len(repository.commits) == 2
+    assert repository.private  # for nobody can tell it from one that its owner made so
 
 
 def test_an_old_version_stays_whole_when_a_new_one_fails(hub, api, run):
@@ -223,6 +225,9 @@ FOREIGN = {
     "notes.txt": (b"see /home/me/corpus for more", "/home/me/corpus"),
     "special.json": (json.dumps({"file": "C:\\Users\\me"}).encode(), "a path on the machine"),
     "log.sqlite": (b"", "of no kind"),
+    "trainer_state.json": (b"{}", "the state of a training run"),
+    "data.json": (b'{"file": "file:///home/me/clip"}', "/home/me/clip"),
+    "secret.py": (b"token = 'hf_" + b"a1B2" * 10 + b"'", "holds a token of the Hub"),
 }
 
 
@@ -235,6 +240,20 @@ def test_what_no_model_needs_is_refused_by_name(run, name):
     assert [f for f in faults_of_files(run / "model") if f.startswith(name) and fault in f]
     with pytest.raises(ValueError, match="cannot go up"):
         push_to_hub.prepare(run, "user/small", tag="v1", private=False)
+
+
+def test_a_path_in_the_metadata_of_weights_is_refused(run):
+    weights = run / "model" / "model.safetensors"
+    save_file(load_file(weights), weights, metadata={"format": "pt", "source": "/home/me/corpus"})
+    (fault,) = faults_of_files(run / "model")
+    assert "/home/me/corpus" in fault
+
+
+def test_a_token_in_a_card_is_refused_and_not_repeated(run):
+    token = "hf_" + "a1B2" * 10
+    (fault,) = faults_of_card((run / "model" / "README.md").read_text() + f"\n`{token}`\n")
+    assert "a token of the Hub" in fault
+    assert token not in fault
 
 
 def test_a_link_and_missing_weights_are_refused(run, tmp_path):
@@ -278,8 +297,9 @@ def test_the_feature_extractor_is_saved_in_both_layouts(run):
     assert older_layout(folder) == {}
 
 
-def write_scores(run: Path, path: str, kind: str):
-    scores = {"wer": 0.25, "cer": 0.12345, "source": {"path": path, "name": "clean", "split": "test", "kind": kind}}
+def write_scores(run: Path, path: str, kind: str, decoding: str = "greedy", **rates: float):
+    source = {"path": path, "name": "clean", "split": "test", "kind": kind}
+    scores = {**(rates or {"wer": 0.25, "cer": 0.12345}), "source": source, "decoding": decoding}
     (run / "test").mkdir()
     (run / "test" / "scores.json").write_text(json.dumps(scores))
 
@@ -301,6 +321,19 @@ def test_scores_of_a_run_become_metadata_and_the_files_of_the_hub_and_the_card_h
         ("owner/speech", "clean_test_wer", 25.0),
         ("owner/speech", "clean_test_cer", 12.35),
     ]
+
+
+def test_a_phone_error_rate_is_a_result_and_what_a_beam_search_heard_is_not_called_greedy(run):
+    write_scores(run, "owner/speech", "hub", decoding="beam search", per=0.125)
+    results = results_of_run(run)
+    assert [(r.metric_type, r.metric_name, r.metric_value) for r in results] == [("per", "PER, beam search", 12.5)]
+    (content,) = evaluation_files(results).values()
+    (entry,) = yaml.safe_load(content)
+    assert entry["notes"] == "PER, beam search, in percent"
+    scores = json.loads((run / "test" / "scores.json").read_text())
+    (run / "test" / "scores.json").write_text(json.dumps({k: v for k, v in scores.items() if k != "decoding"}))
+    with pytest.raises(ValueError, match="evaluate the model again"):
+        results_of_run(run)
 
 
 def test_scores_on_a_folder_name_it_without_its_path_and_make_no_file_of_the_hub(run, tmp_path, monkeypatch):

@@ -520,6 +520,7 @@ def test_the_saved_folder_gives_the_same_text_and_scores_in_stock_transformers(f
     assert any(utterance["hypothesis"] for utterance in heard)
     assert scores["wer"] == values(finetuned, "evaluation/wer")[-1]
     written = json.loads((folder / "again" / "scores.json").read_text())
+    assert written["decoding"] == "greedy"
     assert {name: written["source"][name] for name in ("path", "split", "kind")} == {
         "path": str(corpus),
         "split": "dev",

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -12,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hf_wav2vec_family"
 OF_TRANSFORMERS = {"huggingface-hub", "numpy", "safetensors", "torch", "transformers"}
 OF_AUDIO = {"soundfile", "soxr"}
+MAX_IMPORT_SECONDS = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,19 @@ def test_its_dependencies_are_those_of_transformers_and_audio(wheel):
     required = metadata_of(wheel).get_all("Requires-Dist")
     always = {re.match(r"[\w.-]+", line)[0] for line in required if "extra ==" not in line}
     assert always == OF_TRANSFORMERS | OF_AUDIO
+
+
+def test_the_package_is_imported_in_seconds_and_without_what_only_files_and_training_need():
+    """In processor time, which a busy machine does not stretch."""
+    code = (
+        "import sys, time\n"
+        "for name in ('soundfile', 'soxr', 'flashlight', 'datasets', 'accelerate', 'jiwer'):\n"
+        "    sys.modules[name] = None  # which makes its import an error\n"
+        "import hf_wav2vec_family\n"
+        "print(time.process_time())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    assert float(done.stdout) < MAX_IMPORT_SECONDS
 
 
 def test_it_is_for_every_python_from_3_10_on(wheel):

@@ -181,7 +181,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     if options.output:
         # push_to_hub makes results of them, which are nothing without the data they are on
         data = {**asdict(source), "kind": open_source(source).kind}
-        write_report(options.output, {**scores, "source": data}, utterances)
+        decoding = "beam search" if decoder else "greedy"
+        write_report(options.output, {**scores, "source": data, "decoding": decoding}, utterances)
     return scores
 
 
