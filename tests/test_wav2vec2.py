@@ -186,7 +186,8 @@ def test_fast_forms_equal_the_plain_ones_down_to_every_gradient(variant, seed, m
     torch.testing.assert_close(found.loss, expected.loss, rtol=1e-5, atol=1e-5)
     expected.loss.backward()
     for name, parameter in model.named_parameters():
-        difference = (gradients[name] - parameter.grad).norm() / parameter.grad.norm().clamp(min=1e-6)
+        # a bias of the keys has a gradient of rounding alone, around 1e-10
+        difference = (gradients[name] - parameter.grad).norm() / parameter.grad.norm().clamp(min=1e-5)
         assert difference < 1e-4, f"{name}: {difference:.1e}"
 
 
