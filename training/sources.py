@@ -33,8 +33,8 @@ from pathlib import Path
 
 from .ldc import READERS, read_ldc
 from .manifests import manifest_shards
+from .parquet import dataset_shards, parquet_shards
 from .rows import ROWS_PER_STRETCH, Row, Shard, kind_of, stem_of
-from .tables import dataset_shards, parquet_shards
 from .tars import tar_rows
 
 # Kinds whose rows come with their audio, so that reading rows for another process costs as much as for one's own
