@@ -76,7 +76,7 @@ def export_model(
         raise RuntimeError(f"{output / MODEL} differs by {difference:.1e} from the model, accepted is {TOLERANCE}.")
     if int8:
         write_int8(output / MODEL, output / QUANTIZED)
-    described = {**describe(model, graph, program), **symbols_of(model, source, **hub)}
+    described = {**describe(model, graph), **symbols_of(model, source, **hub)}
     described["do_normalize"] = feature_extractor_of(source, **hub).do_normalize
     (output / DESCRIPTION).write_text(json.dumps(described, indent=1) + "\n")
     files = {path.name: path.stat().st_size for path in sorted(output.iterdir()) if path.is_file()}
@@ -156,7 +156,7 @@ def other_inputs(graph: Graph) -> Iterator[dict[str, torch.Tensor]]:
         yield inputs
 
 
-def describe(model: PreTrainedModel, graph: Graph, program: torch.export.ExportedProgram) -> dict[str, Any]:
+def describe(model: PreTrainedModel, graph: Graph) -> dict[str, Any]:
     """What a user of the graph has to know, as JSON."""
     centers = frame_centers_of(model, 2)
     times = {}
@@ -171,17 +171,19 @@ def describe(model: PreTrainedModel, graph: Graph, program: torch.export.Exporte
         "outputs": list(graph.outputs),
         "state": graph.state,
         "min_samples": min_num_samples(model),
-        "max_samples": max_samples(program),
+        "max_samples": max_samples(model),
         **times,
         "transitions": None if transitions is None else transitions.tolist(),
     }
 
 
-def max_samples(program: torch.export.ExportedProgram) -> int | None:
-    """The most samples that a program takes at once; None if there is no limit."""
-    taken = next(node for node in program.graph.nodes if node.name == "input_values").meta["val"].shape[1]
-    limit = program.range_constraints[taken.node.expr].upper
-    return int(limit) if limit.is_finite and limit < 2**31 else None
+def max_samples(model: PreTrainedModel) -> int | None:
+    """The most samples that a graph takes at once: a Discrete BERT's first piece; None if there is no limit."""
+    for part in model.modules():
+        frames = getattr(getattr(part, "config", None), "max_frames", None)
+        if frames is not None:
+            return min_num_samples(part) + part.config.inputs_to_logits_ratio * frames - 1
+    return None
 
 
 def symbols_of(model: PreTrainedModel, source: str | Path, **hub: Any) -> dict[str, Any]:
