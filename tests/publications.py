@@ -50,7 +50,6 @@ RECIPE_OF = {
     "cpc": "cpc/small_clean5",
     "wav2vec": "wav2vec/small_clean5",
     "vq-wav2vec": "vq_wav2vec/small_clean5",
-    "vq-wav2vec-kmeans": "vq_wav2vec/small_clean5_kmeans",
     "discrete-bert": "discrete_bert/small_clean5",
     "wav2vec2": "wav2vec2/small_clean5_finetune",
     "wav2letter": "wav2letter/small_clean5",
