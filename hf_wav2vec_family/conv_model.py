@@ -31,8 +31,6 @@ class ConvModelMixin:
 
     # every class of the folder that an Auto class finds, as {Auto class: file.Class}
     travelling_classes: ClassVar[dict[str, str]] = {}
-    # Transformers' Trainer would take the **kwargs of heads for a wish to normalise the loss themselves
-    accepts_loss_kwargs = False
 
     def num_frames(self, num_samples: int | Tensor) -> int | Tensor:
         """Frames of the convolutions for a number of samples at 16 kHz (or a tensor of them)."""

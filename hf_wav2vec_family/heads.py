@@ -45,6 +45,9 @@ def ctc_loss(
 
 
 class _Head:
+    # Transformers' Trainer would take the **kwargs of `forward` for a wish to normalise the loss itself
+    accepts_loss_kwargs = False
+
     def freeze_feature_encoder(self):
         """Stops training the convolutions."""
         self.base_model.freeze_feature_encoder()

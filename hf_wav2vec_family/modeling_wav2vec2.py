@@ -378,8 +378,6 @@ class Wav2Vec2PreTrainedModel(transformers_wav2vec2.Wav2Vec2PreTrainedModel):
     config: Wav2Vec2Config
     _no_split_modules: ClassVar = ["Wav2Vec2EncoderLayer"]
     _can_record_outputs: ClassVar = {}
-    # Transformers' Trainer would take the **kwargs of heads for a wish to normalise the loss themselves
-    accepts_loss_kwargs = False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

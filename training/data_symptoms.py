@@ -6,8 +6,8 @@ from .findings import HEALTHY, NOTE, STOP, WARNING, Finding, Window
 
 
 def silent_audio(window: Window) -> Finding | None:
-    share = window.last("silent_share", 1)
-    if share is None or share < HEALTHY["silent_share"][1]:
+    share = window.above_healthy("silent_share", 1)
+    if share is None:
         return None
     return Finding(
         "silent audio",
@@ -19,8 +19,8 @@ def silent_audio(window: Window) -> Finding | None:
 
 
 def offset(window: Window) -> Finding | None:
-    share = window.last("input_offset")
-    if share is None or share < HEALTHY["input_offset"][1]:
+    share = window.above_healthy("input_offset")
+    if share is None:
         return None
     return Finding(
         "constant offset",
@@ -46,8 +46,8 @@ def input_level(window: Window) -> Finding | None:
 
 
 def starved(window: Window) -> Finding | None:
-    share = window.last("data_wait_share")
-    if share is None or share < HEALTHY["data_wait_share"][1]:
+    share = window.above_healthy("data_wait_share")
+    if share is None:
         return None
     return Finding(
         "waiting for data",

@@ -72,6 +72,11 @@ class Window:
         values = self.values(name)
         return median(values[-count:]) if len(values) >= count else None
 
+    def above_healthy(self, name: str, count: int = 3) -> float | None:
+        """The same where it reaches the upper limit of `HEALTHY`, else None."""
+        value = self.last(name, count)
+        return value if value is not None and value >= HEALTHY[name][1] else None
+
     @property
     def step(self) -> int:
         return self.training[-1]["step"] if self.training else 0

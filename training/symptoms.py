@@ -167,8 +167,8 @@ def no_gradient(window: Window) -> Finding | None:
 
 
 def too_large_updates(window: Window) -> Finding | None:
-    ratio = window.last("update_ratio")
-    if ratio is None or ratio < HEALTHY["update_ratio"][1]:
+    ratio = window.above_healthy("update_ratio")
+    if ratio is None:
         return None
     return Finding(
         "updates too large",
