@@ -3,9 +3,7 @@
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +11,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from training.machine import commit_hash, processor_name
 
 Way = Callable[[], Tensor]
 Action = Callable[[], object]
@@ -56,18 +56,13 @@ def prepare(options: argparse.Namespace):
 
 def circumstances(options: argparse.Namespace) -> dict:
     """What a ratio has to be read beside."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    processor = platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), processor)
     return {
         "torch": torch.__version__,
-        "processor": processor,
+        "processor": processor_name(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": options.threads,
         "allocator": options.allocator,
-        "commit": commit.stdout.strip() or None,
+        "commit": commit_hash(),
         "load": os.getloadavg()[0],
     }
 

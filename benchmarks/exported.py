@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jiwer
@@ -30,23 +31,14 @@ from hf_wav2vec_family.export.writing import MODEL, QUANTIZED
 from training.sources import Source, open_source
 
 SYMBOLS = {"vocab_size": 32, "pad_token_id": 0}
-LARGE = {
-    "conv_dim": (512,) * 7,
-    "conv_kernel": (10, 8, 4, 4, 4, 1, 1),
-    "conv_stride": (5, 4, 2, 2, 2, 1, 1),
-    "context_dim": (512,) * 12,
-    "context_kernel": tuple(range(2, 14)),
-    "context_skip_connections": True,
-    "log_compression": True,
-}
-# classes and fields that differ from the paper's base model
+# what each model is called and makes its configuration of
 PAPERS = {
-    "cpc": ("CPC", {}),
-    "wav2vec": ("Wav2Vec", LARGE),
-    "vq-wav2vec": ("VQWav2Vec", {}),
-    "discrete-bert": ("DiscreteBert", {}),
-    "wav2vec2-base": ("Wav2Vec2", {}),
-    "wav2letter": ("Wav2Letter", {"criterion": "ctc"}),
+    "cpc": ("CPC", family.CPCConfig),
+    "wav2vec": ("Wav2Vec", family.Wav2VecConfig.large),
+    "vq-wav2vec": ("VQWav2Vec", family.VQWav2VecConfig),
+    "discrete-bert": ("DiscreteBert", family.DiscreteBertConfig),
+    "wav2vec2-base": ("Wav2Vec2", family.Wav2Vec2Config),
+    "wav2letter": ("Wav2Letter", partial(family.Wav2LetterConfig, criterion="ctc")),
 }
 Run = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -141,9 +133,9 @@ def main(arguments: list[str] | None = None):
     print(json.dumps({**versions, "threads": options.threads, "clip_seconds": options.seconds}))
     rows = [measure(str(folder), folder, options) for folder in options.models]
     for name in options.only if not options.models else ():
-        prefix, fields = PAPERS[name]
+        prefix, configuration = PAPERS[name]
         torch.manual_seed(0)
-        model = getattr(family, f"{prefix}ForCTC")(getattr(family, f"{prefix}Config")(**{**SYMBOLS, **fields}))
+        model = getattr(family, f"{prefix}ForCTC")(configuration(**SYMBOLS))
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             rows.append(measure(name, Path(folder), options))

@@ -12,7 +12,6 @@ stage that was stopped resumes by itself. A cell that fails is named at the end,
 import argparse
 import json
 import os
-import platform
 import shlex
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from .checkpoints import replace_file
+from .machine import commit_hash, processor_name
 from .paper_tables import SCALES, PlaceMissing, Run, Scale, Step, Table, load_table, table_names
 from .table_report import Found, Spread, draw, markdown, verdicts
 
@@ -198,16 +198,10 @@ def results(table: Table, scale: Scale, found: Found, cells: list[dict]) -> dict
 
 def machine() -> dict[str, str | None]:
     """Where a number was made and with what."""
-    known = Path("/proc/cpuinfo")
-    names = [line for line in known.read_text().splitlines() if "model name" in line] if known.is_file() else []
-    processor = names[0].partition(":")[2].strip() if names else platform.processor()
-    commit = subprocess.run(
-        ["git", "-C", HERE, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
     return {
-        "processor": f"{processor}, {os.environ.get('OMP_NUM_THREADS', os.cpu_count())} threads",
+        "processor": f"{processor_name()}, {os.environ.get('OMP_NUM_THREADS', os.cpu_count())} threads",
         "torch": version("torch"),
-        "commit": commit.stdout.strip() or None,
+        "commit": commit_hash(),
     }
 
 
