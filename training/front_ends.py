@@ -7,8 +7,8 @@ from functools import partial
 import transformers
 from torch import Tensor, nn
 
-import hf_wav2vec_family
 from hf_wav2vec_family.conv import frame_centers
+from hf_wav2vec_family.export.opening import model_class
 from hf_wav2vec_family.log_mel import MFCC, LogMel
 
 BASELINES = {"mfcc": MFCC, "log_mel": LogMel}
@@ -54,15 +54,6 @@ class FrontEnd:
         lengths = self.num_frames(batch["attention_mask"].sum(dim=-1)).tolist()
         on_cpu = {layer: frames.float().cpu() for layer, frames in layers.items()}
         return [{layer: frames[row, :n] for layer, frames in on_cpu.items()} for row, n in enumerate(lengths)]
-
-
-def model_class(folder: str) -> type[transformers.PreTrainedModel]:
-    """The class of this package that a folder or repository names as its architecture."""
-    name = (transformers.AutoConfig.from_pretrained(folder).architectures or ["no architecture"])[0]
-    found = getattr(hf_wav2vec_family, name, None)
-    if found is None:
-        raise ValueError(f"{folder} holds {name}; accepted are {', '.join(hf_wav2vec_family.__all__)}.")
-    return found
 
 
 def load_model(folder: str, random_seed: int | None = None) -> transformers.PreTrainedModel:
