@@ -312,6 +312,19 @@ def test_no_batch_is_longer_than_asked_for_padding_included(corpus, processor):
         assert max(sizes) > 0.8
 
 
+def test_lengths_come_in_steps_where_they_are_asked_for(corpus, processor):
+    seconds = {"length_step_seconds": 0.125, "max_seconds": 0.8, "min_seconds": 0.05}
+    crops = {batch["input_values"].shape[1] for batch in pretraining(corpus, num_epochs=1, **seconds)}
+    plain = {batch["input_values"].shape[1] for batch in pretraining(corpus, num_epochs=1, max_seconds=0.8)}
+    assert all(length % 2_000 == 0 or length == round(0.8 * RATE) or length < 2_000 for length in crops)
+    assert max(crops) == 6_000
+    assert not all(length % 2_000 == 0 for length in plain)
+    padded = list(finetuning(corpus, processor, length_step_seconds=0.125))
+    assert all(batch["input_values"].shape[1] % 2_000 == 0 for batch in padded)
+    assert all(batch["attention_mask"].sum(1).max() > batch["input_values"].shape[1] - 2_000 for batch in padded)
+    assert max(batch["input_values"].numel() for batch in padded) <= RATE
+
+
 def test_batches_hold_rows_of_about_one_length(tmp_path):
     lengths = np.random.default_rng(0).integers(16_000, 64_000, NUM_CLIPS).tolist()
     corpus = write_corpus(tmp_path / "c", lengths)
@@ -461,6 +474,7 @@ def test_settings_that_contradict_each_other_are_refused(corpus, processor):
         {"max_seconds": 2.0},
         {"rank": 2, "world_size": 2},
         {"shuffle_window": -1},
+        {"length_step_seconds": -1},
     ):
         with pytest.raises(ValueError, match="expected"):
             pretraining(corpus, **settings)

@@ -50,7 +50,10 @@ class PretrainingCollator:
 
 
 class FinetuningCollator(PretrainingCollator):
-    """Whole utterances, padded, with the labels of their texts; the arguments are those of `finetuning_batches`."""
+    """Whole utterances, padded, with the labels of their texts; the arguments are those of `finetuning_batches`.
+
+    `pad_to_multiple_of` is in samples.
+    """
 
     def __init__(
         self,
@@ -58,10 +61,12 @@ class FinetuningCollator(PretrainingCollator):
         text_case: str | None,
         num_frames: Callable[[int], int] | None,
         augmentation: Augmentation | None = None,
+        pad_to_multiple_of: int | None = None,
     ):
         if text_case not in ("upper", "lower", None):
             raise ValueError(f"text_case: expected 'upper', 'lower' or None, got {text_case!r}.")
         super().__init__(processor.feature_extractor, augmentation=augmentation)
+        self.pad_to_multiple_of = pad_to_multiple_of
         self.tokenizer, self.text_case, self.num_frames = processor.tokenizer, text_case, num_frames
 
     def prepare(self, row: Row, waveform: np.ndarray) -> dict:
@@ -86,7 +91,7 @@ class FinetuningCollator(PretrainingCollator):
         return text
 
     def collate(self, examples: list[dict]) -> dict:
-        padded = pad_waveforms(self.feature_extractor, examples)
+        padded = pad_waveforms(self.feature_extractor, examples, self.pad_to_multiple_of)
         labels = pad_sequence([example["labels"] for example in examples], batch_first=True, padding_value=-100)
         return {**padded, "labels": labels, "texts": [example["text"] for example in examples]}
 
@@ -131,11 +136,12 @@ def normalized_text(text: str, text_case: str | None) -> str:
     return {"upper": text.upper, "lower": text.lower, None: lambda: text}[text_case]()
 
 
-def pad_waveforms(feature_extractor, examples: list[dict]) -> dict:
+def pad_waveforms(feature_extractor, examples: list[dict], pad_to_multiple_of: int | None = None) -> dict:
     """`input_values` [B, S] and `attention_mask` [B, S] of examples of different length."""
     return feature_extractor.pad(
         {"input_values": [example["input_values"] for example in examples]},
         padding=True,
+        pad_to_multiple_of=pad_to_multiple_of,
         return_attention_mask=True,
         return_tensors="pt",
     )

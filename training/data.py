@@ -83,8 +83,8 @@ class BatchLoader(Dataset):
         return example | recorded_level(waveform)
 
     def _crop(self, examples: list[dict], rows: list[PlannedRow]) -> None:
-        longest = round(self.settings.longest_seconds * self.collator.sampling_rate)
-        length = min(longest, *(len(example["input_values"]) for example in examples))
+        rate, shortest = self.collator.sampling_rate, min(len(example["input_values"]) for example in examples)
+        length = min(shortest, round(self.settings.length_in_batch(shortest / rate) * rate))
         for example, planned in zip(examples, rows, strict=True):
             generator = self.settings.generator("crop", planned.epoch, planned.number)
             begin = generator.randint(0, len(example["input_values"]) - length)
@@ -279,7 +279,8 @@ def finetuning_batches(
         augmentation: changes every row before it is normalised, drawn from (seed, epoch, number of the row).
         settings: `num_workers` and the fields of `BatchSettings`; rows longer than `max_seconds` are left out.
     """
-    collator = FinetuningCollator(processor, text_case, num_frames, augmentation)
+    step = round(settings.get("length_step_seconds", 0) * processor.feature_extractor.sampling_rate)
+    collator = FinetuningCollator(processor, text_case, num_frames, augmentation, pad_to_multiple_of=step or None)
     return SpeechBatches(sources=sources, collator=collator, crop=False, **settings)
 
 

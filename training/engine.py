@@ -1,6 +1,7 @@
 """How the processes of a run work together: what Accelerate is told, and what DeepSpeed needs beside it."""
 
-from accelerate import Accelerator, DataLoaderConfiguration
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
 from .recipe import Recipe
@@ -13,7 +14,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         ValueError: the launcher asks for DeepSpeed, and the recipe for what does not go with it.
     """
     accelerator = Accelerator(
-        mixed_precision=recipe.optimization.mixed_precision,
+        mixed_precision=mixed_precision(recipe, PartialState().device),
         dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
         log_with=recipe.run.trackers or None,
         project_dir=recipe.run.output_dir,
@@ -22,13 +23,31 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     )
     if keeps_gradients(accelerator):
         config = accelerator.state.deepspeed_plugin.deepspeed_config
-        refuse_with_deepspeed(recipe, config["zero_optimization"]["stage"])
+        refuse_with_deepspeed(recipe, config["zero_optimization"]["stage"], accelerator.mixed_precision)
         tell_deepspeed(
             config,
             max_grad_norm=recipe.optimization.max_grad_norm,
             num_processes=accelerator.num_processes,
         )
     return accelerator
+
+
+def mixed_precision(recipe: Recipe, device: torch.device) -> str:
+    """What the recipe asks for; `auto` is bf16 where the device has it in hardware, and no elsewhere.
+
+    A processor without it makes every product of bfloat16 as several others: about fifty times as slow.
+    """
+    asked = recipe.optimization.mixed_precision
+    if asked != "auto":
+        return asked
+    return "bf16" if multiplies_bfloat16(device) else "no"
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # what torch.cpu.get_capabilities knows by name, in versions that have it; AMX never comes without
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 def keeps_gradients(accelerator: Accelerator) -> bool:
@@ -40,7 +59,7 @@ def keeps_gradients(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type == DistributedType.DEEPSPEED
 
 
-def refuse_with_deepspeed(recipe: Recipe, stage: int):
+def refuse_with_deepspeed(recipe: Recipe, stage: int, precision: str):
     """ValueError for settings that do not go with DeepSpeed's ZeRO of a `stage`, each with what does."""
     optimization = recipe.optimization
     if stage == 3:
@@ -54,9 +73,9 @@ def refuse_with_deepspeed(recipe: Recipe, stage: int):
             f" counted, so that only 1 is exact, got {optimization.gradient_accumulation_steps}; raise"
             " data.batch_seconds, or accumulate with training/accelerate/fsdp2.yaml."
         )
-    if optimization.mixed_precision != "no":
+    if precision != "no":
         raise ValueError(
-            f"optimization.mixed_precision: {optimization.mixed_precision} with DeepSpeed keeps the weights of the"
+            f"optimization.mixed_precision: {precision} with DeepSpeed keeps the weights of the"
             " model in half precision, which nothing here was tried with; it takes no, and"
             " training/accelerate/fsdp2.yaml takes bf16."
         )

@@ -35,6 +35,8 @@ class BatchSettings:
         max_seconds: longer rows are cropped or, without `crop`, left out; `batch_seconds` by default. With infinity
             nothing is too long, and what exceeds `batch_seconds` is a batch by itself.
         crop: cut all rows of a batch, at random places, to the shortest of them and at most `max_seconds`.
+        length_step_seconds: above 0, batches are few lengths long, the multiples of this: crops are cut down to one,
+            or to `max_seconds`, and what is padded is filled up to one. Crops shorter than a step stay as they are.
         shuffle_window: so many rows are shuffled, sorted by length and batched together; the metadata of two windows,
             and their audio if the source is parquet, tar or on the Hub, are in memory. 0 keeps the order of the
             source.
@@ -53,6 +55,7 @@ class BatchSettings:
     min_seconds: float = 0.0
     max_seconds: float | None = None
     crop: bool = False
+    length_step_seconds: float = 0.0
     shuffle_window: int = 2048
     same_speaker: bool = False
     rank: int = 0
@@ -73,6 +76,8 @@ class BatchSettings:
                 "expected 0 <= min_seconds <= max_seconds <= batch_seconds, got"
                 f" {self.min_seconds}, {self.max_seconds}, {self.batch_seconds}."
             )
+        if self.length_step_seconds < 0:
+            raise ValueError(f"length_step_seconds: expected at least 0, got {self.length_step_seconds}.")
         if self.shuffle_window < 0:
             raise ValueError(f"shuffle_window: expected a number of rows or 0, got {self.shuffle_window}.")
         if self.same_speaker and not self.shuffle_window:
@@ -87,6 +92,16 @@ class BatchSettings:
     @property
     def longest_seconds(self) -> float:
         return self.batch_seconds if self.max_seconds is None else self.max_seconds
+
+    def length_in_batch(self, seconds: float) -> float:
+        """How long a batch is whose shortest (with `crop`) or longest row (padded) has `seconds`."""
+        step = self.length_step_seconds
+        if self.crop and seconds >= self.longest_seconds:
+            return self.longest_seconds
+        if not step or (self.crop and seconds < step):
+            return seconds
+        # a rounding error of seconds is no reason to take another multiple
+        return (math.floor(seconds / step + 1e-6) if self.crop else math.ceil(seconds / step - 1e-6)) * step
 
     def refuse_length(self, row_id: str, seconds: float) -> None:
         if seconds < self.min_seconds:
@@ -178,8 +193,7 @@ class StreamPlanner:
             try:
                 seconds = duration_seconds_of(row)
                 settings.refuse_length(row.id, seconds)
-                length = min(seconds, settings.longest_seconds)
-                planned.append(PlannedRow(ordered.number, row, length, ordered.epoch))
+                planned.append(PlannedRow(ordered.number, row, settings.length_in_batch(seconds), ordered.epoch))
             except UnusableRow as error:
                 skips.append(error.skip)
         self.skips += skips

@@ -22,6 +22,9 @@ from .augmentation import Augmentation, make_augmentation
 from .sources import as_sources
 from .span_masking import SpanMasking
 
+# What is compiled for one length is used for every batch of it: 30 lengths, and 2 % of a crop of 12 s lost to them.
+COMPILED_LENGTH_STEP_SECONDS = 0.5
+
 
 @dataclass
 class DataRecipe:
@@ -96,6 +99,7 @@ class OptimizationRecipe:
         gumbel_temperature: `{kind: ..., options}` for models with a Gumbel quantizer, else nothing.
         codebook: `{initialize: true, restart_every_steps: N}` for models with a k-means quantizer, else nothing: take
             the codebook from the first batch, and every N steps move entries that no frame of a batch chooses.
+        mixed_precision: "no", "bf16", "fp16", or "auto": bf16 where the device has it in hardware, else no.
         max_grad_norm: gradients above this norm are scaled down; 0 leaves them alone.
         frozen_encoder_steps: fine-tuning only: steps in which nothing but the head learns.
         linear_segmentation_steps: fine-tuning with ASG only: first steps, whose targets are stretched evenly over
@@ -212,7 +216,7 @@ def check_recipe(recipe: Recipe):
     unknown = sorted(set(optimization.codebook or {}) - {"initialize", "restart_every_steps"})
     if unknown:
         raise ValueError(f"optimization.codebook takes initialize, restart_every_steps, got {', '.join(unknown)}.")
-    accepted = ("no", "bf16", "fp16")
+    accepted = ("no", "bf16", "fp16", "auto")
     if optimization.mixed_precision not in accepted:
         raise ValueError(
             f"optimization.mixed_precision must be one of {accepted}, got {optimization.mixed_precision!r}."
@@ -285,6 +289,7 @@ def batch_settings(recipe: Recipe, *, rank: int, world_size: int) -> dict[str, A
     budget = {"budget_seconds": data.budget_seconds, "budget_seed": data.budget_seed}
     given = {name: getattr(data, name) for name in names}
     ours = {"seed": recipe.run.seed, "rank": rank, "world_size": world_size}
+    ours["length_step_seconds"] = COMPILED_LENGTH_STEP_SECONDS if recipe.optimization.compile else 0.0
     return {**given, **budget, **ours, "augmentation": augmentation_of(recipe)}
 
 
