@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hf_wav2vec_family.asg import asg_loss
 
-from .comparing import begin, compare, differences
+from .comparing import begin, compare, differences, report
 
 
 @dataclass
@@ -63,12 +63,14 @@ def make_case(batch_size: int, num_frames: int, vocabulary: int, num_symbols: in
 
 
 def main():
-    options = begin(__doc__)
+    options, cases = begin(__doc__), []
     for num_symbols in (50, 200):
         case = make_case(16, 1500, 31, num_symbols)
         equality = differences(case.slow_asg, case.asg, (case.emissions, case.transitions), tolerance=1e-5)
         name = f"asg against ctc, {num_symbols} symbols in 16 x 1500 frames, 31 letters"
-        print(json.dumps({"case": name, **compare(case.ctc, case.asg, options.rounds), **equality}))
+        cases.append({"case": name, **compare(case.ctc, case.asg, options.rounds), **equality})
+        print(json.dumps(cases[-1]), flush=True)
+    report(options, cases)
 
 
 if __name__ == "__main__":

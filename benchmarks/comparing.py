@@ -6,7 +6,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -125,6 +125,15 @@ def saved_bytes(way: Way) -> int:
     return sum(kept.values())
 
 
+def with_gradients(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Those of `named` parameters that learn, but for the biases of keys.
+
+    Such a bias moves all scores of a query alike: its gradient is zero, and what either side finds is rounding.
+    """
+    keys = ("k_proj.bias", "key.bias")
+    return {name: value for name, value in named if value.requires_grad and not name.endswith(keys)}
+
+
 def differences(
     expected: Way,
     found: Way,
@@ -144,8 +153,8 @@ def differences(
         losses.append(loss.item())
         found_here = torch.autograd.grad(loss, differentiated, allow_unused=True)
         gradients.append([torch.zeros(()) if x is None else x for x in found_here])
-    # a gradient of rounding alone, as that of an attention's key bias, is not compared with itself
-    least = 1e-5 * max(float(a.norm()) for a in gradients[0])
+    # one without a gradient on either side is not divided by nothing
+    least = 1e-6 * max(float(a.norm()) for a in gradients[0])
     gradient = max(float((a - b).norm() / a.norm().clamp(min=least)) for a, b in zip(*gradients, strict=True))
     loss = abs(losses[1] / losses[0] - 1)
     if not (loss <= tolerance and gradient <= tolerance):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hf_wav2vec_family import Wav2Vec2Config, modeling_wav2vec2
 
-from .comparing import begin, compare, differences
+from .comparing import begin, compare, differences, report
 
 
 def plain(conv: nn.Conv1d, hidden_states: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def plain(conv: nn.Conv1d, hidden_states: Tensor) -> Tensor:
 
 
 def main():
-    options = begin(__doc__)
+    options, cases = begin(__doc__), []
     for channels, batch_size, seconds in ((64, 4, 6), (512, 1, 3)):
         config = Wav2Vec2Config(conv_dim=[channels] * 7, feat_extract_norm="layer", conv_bias=True)
         encoder = modeling_wav2vec2.Wav2Vec2FeatureEncoder(config)
@@ -39,7 +39,9 @@ def main():
             # rounding to bfloat16 falls otherwise where sums are taken in another order
             equality = differences(peer, ours, list(encoder.parameters()), tolerance=5e-2 if autocast else 1e-4)
             name = f"{channels} channels, {'bfloat16' if autocast else 'float32'}"
-            print(json.dumps({"case": name, **compare(peer, ours, options.rounds), **equality}))
+            cases.append({"case": name, **compare(peer, ours, options.rounds), **equality})
+            print(json.dumps(cases[-1]), flush=True)
+    report(options, cases)
 
 
 if __name__ == "__main__":

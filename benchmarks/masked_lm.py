@@ -14,7 +14,7 @@ from torch import Tensor
 
 from training.masked_lm import RobertaForMaskedLM
 
-from .comparing import compare, differences, options_of, prepare, report
+from .comparing import compare, differences, options_of, prepare, report, with_gradients
 
 NOT_A_TARGET = -100
 
@@ -47,7 +47,7 @@ def main():
             return F.cross_entropy(logits, labels.flatten()[places])
 
         model.eval()
-        equality = differences(peer, ours, list(model.parameters()), tolerance=1e-4)
+        equality = differences(peer, ours, list(with_gradients(model.named_parameters()).values()), tolerance=1e-4)
         model.train()
         measured = compare(peer, ours, options.rounds)
         name = f"BERT of {options.layers} layers, {shape[0]} x 512 codes, {share:.0%} masked"

@@ -19,7 +19,7 @@ from torch import Tensor
 from hf_wav2vec_family.future_prediction import FuturePrediction
 from hf_wav2vec_family.modeling_cpc import future_scores
 
-from .comparing import begin, compare, differences
+from .comparing import begin, compare, differences, report
 
 
 @dataclass
@@ -106,10 +106,12 @@ def cpc_case(batch_size: int, total: int, channels: int) -> Case:
 
 
 def main():
-    options = begin(__doc__)
+    options, cases = begin(__doc__), []
     for case in (wav2vec_case(2, 937, 512), cpc_case(8, 128, 256)):
         equality = differences(case.original, case.ours, case.inputs, tolerance=1e-4)
-        print(json.dumps({"case": case.name, **compare(case.original, case.ours, options.rounds), **equality}))
+        cases.append({"case": case.name, **compare(case.original, case.ours, options.rounds), **equality})
+        print(json.dumps(cases[-1]), flush=True)
+    report(options, cases)
 
 
 if __name__ == "__main__":

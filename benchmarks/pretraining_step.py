@@ -17,7 +17,17 @@ from contextlib import nullcontext
 
 import torch
 
-from .comparing import TUNED_ALLOCATOR, Action, alternate, differences, options_of, peak_bytes, prepare, report
+from .comparing import (
+    TUNED_ALLOCATOR,
+    Action,
+    alternate,
+    differences,
+    options_of,
+    peak_bytes,
+    prepare,
+    report,
+    with_gradients,
+)
 from .wav2vec2_sizes import (
     CLIP_NORM,
     SIZES,
@@ -54,14 +64,14 @@ def time_steps(options: argparse.Namespace) -> dict:
     equality = {}
     if not options.unchecked:
         own = dict(ours.model.named_parameters())
-        names, theirs = zip(*((name, x) for name, x in peer.named_parameters() if x.requires_grad), strict=True)
+        theirs = with_gradients(peer.named_parameters())
         with without_dropout(peer, ours):
             equality = differences(
                 lambda: peer(**batch).loss,
                 lambda: ours(**batch).loss,
-                theirs,
+                list(theirs.values()),
                 tolerance=1e-4,
-                found_inputs=[own[name] for name in names],
+                found_inputs=[own[name] for name in theirs],
             )
     given = {"input_values": batch["input_values"]} if options.draw else batch
     peer.train(), ours.train()
