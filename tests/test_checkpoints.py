@@ -168,7 +168,7 @@ def test_a_run_goes_on_from_its_own_checkpoint_and_without_one_from_that_of_a_fo
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert found(True) is found(False) is None
     assert found(str(tmp_path)) == found(str(tmp_path / "checkpoints")) == found("owner/run") == saved
-    assert asked == [("owner/run", ["checkpoints/*"])]
+    assert asked == [("owner/run", [f"checkpoints/{name}"]) for name in ("*/run.json", "step-00000003/*")]
     monkeypatch.setattr(checkpoints, "download_checkpoints", lambda _: str(own))
     with pytest.raises(ValueError, match=r"run\.resume: no checkpoint in .*owner"):
         found("owner/nothing")
@@ -176,6 +176,16 @@ def test_a_run_goes_on_from_its_own_checkpoint_and_without_one_from_that_of_a_fo
     newest = run.save(1)
     assert found(True) == found(str(tmp_path)) == newest
     assert found(False) is None
+
+
+def test_deepspeed_goes_on_with_as_many_processes_only(run, monkeypatch):
+    saved = run.save(1)
+    monkeypatch.setattr(checkpoints, "keeps_gradients", lambda _: True)
+    load_checkpoint(saved, run.accelerator)
+    described = json.loads((saved / "run.json").read_text())
+    (saved / "run.json").write_text(json.dumps({**described, "num_ranks": 4}))
+    with pytest.raises(ValueError, match=r"num_processes: .*DeepSpeed on 4 processes.*got\s+1"):
+        load_checkpoint(saved, run.accelerator)
 
 
 def test_nothing_in_a_checkpoint_has_to_be_unpickled_but_tensors(run):

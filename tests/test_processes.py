@@ -284,5 +284,6 @@ def test_what_does_not_go_with_deepspeed_is_refused_with_what_does(name, value, 
 def test_auto_is_bfloat16_where_the_processor_has_it_and_float32_elsewhere(monkeypatch, has_bfloat16):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bfloat16)
     asked = {name: Recipe(optimization=OptimizationRecipe(mixed_precision=name)) for name in ("auto", "no", "bf16")}
-    found = {name: mixed_precision(recipe, torch.device("cpu")) for name, recipe in asked.items()}
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    found = {name: mixed_precision(recipe) for name, recipe in asked.items()}
     assert found == {"auto": "bf16" if has_bfloat16 else "no", "no": "no", "bf16": "bf16"}

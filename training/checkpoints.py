@@ -17,6 +17,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from .engine import keeps_gradients
+
 logger = logging.getLogger(__name__)
 
 PREFIX = "step-"
@@ -152,10 +154,14 @@ def checkpoint_to_resume(folder: Path, resume: bool | str, accelerator: Accelera
 
 
 def download_checkpoints(repository: str) -> str:
-    """The folder with what a run on the Hub has in `checkpoints`."""
+    """The folder with the newest checkpoint of a run on the Hub; of the others it has only what they are."""
     from huggingface_hub import snapshot_download
 
-    return snapshot_download(repository, allow_patterns=["checkpoints/*"])
+    folder = snapshot_download(repository, allow_patterns=["checkpoints/*/run.json"])
+    newest = newest_checkpoint(Path(folder) / "checkpoints")
+    if newest is None:
+        return folder
+    return snapshot_download(repository, allow_patterns=[f"checkpoints/{newest.name}/*"])
 
 
 def damage_of(path: Path) -> str | None:
@@ -188,9 +194,19 @@ class Restored:
 
 
 def load_checkpoint(path: Path, accelerator: Accelerator) -> Restored:
-    """Restores model and optimizer, whatever the number of processes that wrote them, and returns the rest."""
-    accelerator.load_state(str(path))
+    """Restores model and optimizer, whatever the number of processes that wrote them, and returns the rest.
+
+    Raises:
+        ValueError: DeepSpeed, which leaves each process its part of the optimizer, had another number of them.
+    """
     run = read_run_state(path)
+    if keeps_gradients(accelerator) and run["num_ranks"] != accelerator.num_processes:
+        raise ValueError(
+            f"num_processes: {path} is of DeepSpeed on {run['num_ranks']} processes, which goes on with as many, got"
+            f" {accelerator.num_processes}; start it anew with run.resume=false, or train with"
+            " DDP or FSDP2, which take any number."
+        )
+    accelerator.load_state(str(path))
     ranks = [json.loads((path / f"rank-{rank}.json").read_text()) for rank in range(run.pop("num_ranks"))]
     del run["files"]
     logger.info("resumed from %s", path)

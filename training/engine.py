@@ -1,8 +1,8 @@
 """How the processes of a run work together: what Accelerate is told, and what DeepSpeed needs beside it."""
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, parse_flag_from_env
 
 from .recipe import Recipe
 
@@ -14,7 +14,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         ValueError: the launcher asks for DeepSpeed, and the recipe for what does not go with it.
     """
     accelerator = Accelerator(
-        mixed_precision=mixed_precision(recipe, PartialState().device),
+        mixed_precision=mixed_precision(recipe),
         dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
         log_with=recipe.run.trackers or None,
         project_dir=recipe.run.output_dir,
@@ -32,7 +32,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     return accelerator
 
 
-def mixed_precision(recipe: Recipe, device: torch.device) -> str:
+def mixed_precision(recipe: Recipe) -> str:
     """What the recipe asks for; `auto` is bf16 where the device has it in hardware, and no elsewhere.
 
     A processor without it makes every product of bfloat16 as several others: about fifty times as slow.
@@ -40,14 +40,15 @@ def mixed_precision(recipe: Recipe, device: torch.device) -> str:
     asked = recipe.optimization.mixed_precision
     if asked != "auto":
         return asked
-    return "bf16" if multiplies_bfloat16(device) else "no"
+    return "bf16" if multiplies_bfloat16() else "no"
 
 
-def multiplies_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
+def multiplies_bfloat16() -> bool:
+    """Of the device that Accelerate will take, which cannot be asked: it joins the processes on its first question."""
+    if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # what torch.cpu.get_capabilities knows by name, in versions that have it; AMX never comes without
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 def keeps_gradients(accelerator: Accelerator) -> bool:
