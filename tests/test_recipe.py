@@ -9,7 +9,7 @@ import transformers
 import hf_wav2vec_family
 from hf_wav2vec_family.configuration_discrete_bert import ORIGINAL_ROBERTA
 from training.pretrain import make_feature_extractor
-from training.recipe import Recipe, configuration, load_recipe, parse_command
+from training.recipe import Recipe, batch_settings, configuration, load_recipe, parse_command
 
 RECIPES = sorted((Path(__file__).parents[1] / "training" / "recipes").rglob("*.yaml"))
 PLACES = ("data.train=corpus", "run.output_dir=run")
@@ -162,6 +162,12 @@ def test_an_option_of_a_schedule_can_be_changed_alone(recipe_file):
     file = recipe_file("optimization: {schedule: {kind: polynomial, warmup_steps: 5, power: 2.0}}")
     recipe = load_recipe(file, [*PLACES, "optimization.schedule.warmup_steps=6"])
     assert recipe.optimization.schedule == {"kind": "polynomial", "warmup_steps": 6, "power": 2.0}
+
+
+@pytest.mark.parametrize(("compiled", "step"), [("true", 0.5), ("false", 0.0)])
+def test_a_model_that_is_compiled_gets_batches_of_few_lengths(recipe_file, compiled, step):
+    recipe = load_recipe(recipe_file(""), [*PLACES, f"optimization.compile={compiled}"])
+    assert batch_settings(recipe, rank=0, world_size=1)["length_step_seconds"] == step
 
 
 @pytest.mark.parametrize(("norm", "right"), [("group", False), ("layer", True)])
