@@ -299,6 +299,22 @@ time.sleep(60)
     assert saved.read_text() == str(int(number))
 
 
+def test_a_stage_that_another_command_is_at_is_waited_for(tmp_path):
+    came = []
+
+    def other():
+        with reproduce.alone_at(tmp_path / "stage"):
+            came.append("other")
+
+    with reproduce.alone_at(tmp_path / "stage"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(0.3)
+        came.append("first")
+    thread.join(60)
+    assert came == ["first", "other"]
+
+
 def test_dry_run_prints_each_command_once_and_runs_none(command, monkeypatch, capsys):
     stages = Stages(monkeypatch, {})
     assert command("--dry-run", "--seeds", "1") is None

@@ -17,8 +17,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from .checkpoints import replace_file
 from .machine import commit_hash, processor_name
@@ -92,13 +95,35 @@ def run_all(runs: list[Run], folder: Path, launcher: tuple[str, ...]) -> list[st
 
 
 def run_step(step: Step, launcher: tuple[str, ...], failures: dict[Path, str]) -> float:
-    """Runs a stage unless it is done; returns the seconds that it took. A stage that failed is not tried twice."""
-    done = step.folder / DONE
-    if done.is_file():
-        return json.loads(done.read_text())["seconds"]
+    """Runs a stage unless it is done; returns the seconds that it took. A stage that failed is not tried twice.
+
+    One that another command is at, for another table or other cells in the same OUTPUT, is waited for.
+    """
     if step.folder in failures:
         raise StageFailed(failures[step.folder])
     step.folder.mkdir(parents=True, exist_ok=True)
+    with alone_at(step.folder):
+        done = step.folder / DONE
+        return json.loads(done.read_text())["seconds"] if done.is_file() else make_stage(step, launcher, failures)
+
+
+@contextmanager
+def alone_at(folder: Path) -> Iterator[None]:
+    """Nobody else is in the body for `folder`; the system ends what a killed process held."""
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"  another command is at {folder}, which is waited for", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def make_stage(step: Step, launcher: tuple[str, ...], failures: dict[Path, str]) -> float:
+    """Runs the command of a stage and marks it as done; returns the seconds that it took."""
     command = step.command(launcher)
     print(f"  {shlex.join(command)}", flush=True)
     began = time.perf_counter()
@@ -108,7 +133,7 @@ def run_step(step: Step, launcher: tuple[str, ...], failures: dict[Path, str]) -
         failures[step.folder] = f"training.{step.run} ended with {code}: {last} ({log})"
         raise StageFailed(failures[step.folder])
     seconds = round(time.perf_counter() - began, 1)
-    write_json(done, {"command": command, "seconds": seconds})
+    write_json(step.folder / DONE, {"command": command, "seconds": seconds})
     return seconds
 
 
