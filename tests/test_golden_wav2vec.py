@@ -112,7 +112,9 @@ def test_codes_and_codevectors_of_a_clip(recorded, model):
         assert found.item() == pytest.approx(recorded.scalars["single.kmeans_loss"], rel=LOSS_TOLERANCE)
     else:
         logits = quantizer.weight_proj(outputs.extract_features).view(expected["single.logits"].shape)
-        close(logits, expected["single.logits"])
+        # sums of hundreds of terms with weights of deviation 1: rounding goes with the largest, not with the sum
+        largest = expected["single.logits"].abs().max()
+        close(logits / largest, expected["single.logits"] / largest)
         found = outputs.codevector_perplexity.item()
         assert found == pytest.approx(recorded.scalars["single.prob_perplexity"], rel=1e-5)
 
