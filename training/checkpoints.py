@@ -203,8 +203,8 @@ def load_checkpoint(path: Path, accelerator: Accelerator) -> Restored:
     if keeps_gradients(accelerator) and run["num_ranks"] != accelerator.num_processes:
         raise ValueError(
             f"num_processes: {path} is of DeepSpeed on {run['num_ranks']} processes, which goes on with as many, got"
-            f" {accelerator.num_processes}; start it anew with run.resume=false, or train with"
-            " DDP or FSDP2, which take any number."
+            f" {accelerator.num_processes}; start it anew with run.resume=false, or train with DDP or FSDP2, which"
+            " take any number."
         )
     accelerator.load_state(str(path))
     ranks = [json.loads((path / f"rank-{rank}.json").read_text()) for rank in range(run.pop("num_ranks"))]

@@ -76,8 +76,8 @@ def refuse_with_deepspeed(recipe: Recipe, stage: int, precision: str):
         )
     if precision != "no":
         raise ValueError(
-            f"optimization.mixed_precision: {precision} with DeepSpeed keeps the weights of the"
-            " model in half precision, which nothing here was tried with; it takes no, and"
+            f"optimization.mixed_precision: {precision} with DeepSpeed keeps the weights of the model in half"
+            " precision, which nothing here was tried with; it takes no, and"
             " training/accelerate/fsdp2.yaml takes bf16."
         )
     if optimization.compile:
