@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_wav2vec_family.conv import MaskedGroupNorm
-from hf_wav2vec_family.fast_conv import WideConvolution, convolve, convolve_norm_gelu
+from hf_wav2vec_family.fast_conv import convolve, convolve_norm_gelu
 from hf_wav2vec_family.fused import Dropout, attention_with_dropout
+from hf_wav2vec_family.wide_conv import WideConvolution
 
 from .comparing import Way, alternate, compare, differences, options_of, prepare, report
 from .wav2vec2_sizes import num_frames_of

@@ -9,14 +9,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .conv import valid_frames
-from .fused import WeightCache, dtype_of, eager_on_cpu
+from .fused import dtype_of, eager
 
 
-def _tap_rows(frames: Tensor, clip: int, total_out: int, *, first_tap: int, num_taps: int, stride: int) -> Tensor:
-    """Of a clip of contiguous `frames` [B, T, C] what `num_taps` taps see, [T', num_taps * C], without a copy."""
-    _, total, channels = frames.shape
-    begin = (clip * total + first_tap) * channels + frames.storage_offset()
-    return frames.as_strided((total_out, num_taps * channels), (stride * channels, 1), begin)
+def _tap_rows(frames: Tensor, total_out: int, *, first_tap: int, num_taps: int, stride: int) -> Tensor:
+    """Of contiguous `frames` [B, T, C] what `num_taps` taps see, [B, T', num_taps * C], without a copy."""
+    batch_size, total, channels = frames.shape
+    begin = first_tap * channels + frames.storage_offset()
+    shape, strides = (batch_size, total_out, num_taps * channels), (total * channels, stride * channels, 1)
+    return frames.as_strided(shape, strides, begin)
+
+
+def _add_product(output: Tensor, rows: Tensor, weight: Tensor, *, anew: bool = False):
+    """Adds rows [B, T, K] @ weight [K, N] to output [B, T, N], or writes it there; a CPU takes clip after clip."""
+    beta = 0.0 if anew else 1.0
+    if output.device.type != "cpu":
+        output.baddbmm_(rows, weight.expand(len(rows), -1, -1), beta=beta)
+        return
+    for clip, seen in zip(output, rows, strict=True):
+        clip.addmm_(seen, weight, beta=beta)
+
+
+def _sum_of_products(rows: Tensor, gradient: Tensor) -> Tensor:
+    """The sum over clips of rows [B, T, K] transposed @ gradient [B, T, N] -> [K, N]."""
+    if rows.device.type != "cpu":
+        return torch.bmm(rows.transpose(1, 2), gradient).sum(dim=0)
+    total = gradient.new_zeros(rows.shape[-1], gradient.shape[-1])
+    for seen, of_clip in zip(rows, gradient, strict=True):
+        total.addmm_(seen.t(), of_clip)
+    return total
 
 
 class _ConvolveRows(torch.autograd.Function):
@@ -28,17 +49,13 @@ class _ConvolveRows(torch.autograd.Function):
         rows = weight.permute(2, 1, 0).reshape(taps * channels, channels_out)
         total_out = (frames.shape[1] - taps) // stride + 1
         output = frames.new_empty(len(frames), total_out, channels_out)
-        for clip, out in enumerate(output):
-            for tap in range(0, taps, stride):
-                width = min(stride, taps - tap)
-                seen = _tap_rows(frames, clip, total_out, first_tap=tap, num_taps=width, stride=stride)
-                part = rows[tap * channels : (tap + width) * channels]
-                if tap:
-                    out.addmm_(seen, part)
-                elif bias is None:
-                    torch.mm(seen, part, out=out)
-                else:
-                    torch.addmm(bias, seen, part, out=out)
+        if bias is not None:
+            output.copy_(bias)
+        for tap in range(0, taps, stride):
+            width = min(stride, taps - tap)
+            seen = _tap_rows(frames, total_out, first_tap=tap, num_taps=width, stride=stride)
+            part = rows[tap * channels : (tap + width) * channels]
+            _add_product(output, seen, part, anew=tap == 0 and bias is None)
         ctx.save_for_backward(frames, rows)
         ctx.stride, ctx.shape, ctx.has_bias = stride, weight.shape, bias is not None
         return output
@@ -49,16 +66,15 @@ class _ConvolveRows(torch.autograd.Function):
         (channels_out, channels, taps), stride = ctx.shape, ctx.stride
         gradient = gradient.contiguous()
         frame_gradient = torch.zeros_like(frames) if ctx.needs_input_grad[0] else None
-        row_gradient = torch.zeros_like(rows)
-        for clip, out in enumerate(gradient):
-            for tap in range(0, taps, stride):
-                width = min(stride, taps - tap)
-                where = {"first_tap": tap, "num_taps": width, "stride": stride}
-                part = slice(tap * channels, (tap + width) * channels)
-                row_gradient[part].addmm_(_tap_rows(frames, clip, len(out), **where).t(), out)
-                if frame_gradient is not None:
-                    _tap_rows(frame_gradient, clip, len(out), **where).addmm_(out, rows[part].t())
-        weight_gradient = row_gradient.view(taps, channels, channels_out).permute(2, 1, 0)
+        row_gradients = []
+        for tap in range(0, taps, stride):
+            width = min(stride, taps - tap)
+            where = {"first_tap": tap, "num_taps": width, "stride": stride}
+            part = rows[tap * channels : (tap + width) * channels]
+            row_gradients.append(_sum_of_products(_tap_rows(frames, gradient.shape[1], **where), gradient))
+            if frame_gradient is not None:
+                _add_product(_tap_rows(frame_gradient, gradient.shape[1], **where), gradient, part.t())
+        weight_gradient = torch.cat(row_gradients).view(taps, channels, channels_out).permute(2, 1, 0)
         return frame_gradient, weight_gradient, gradient.sum(dim=(0, 1)) if ctx.has_bias else None, None
 
 
@@ -75,7 +91,7 @@ def convolve(conv: nn.Conv1d, hidden_states: Tensor) -> Tensor:
     A norm over channels reads them so without a copy, and the next convolution takes them as they are.
     """
     stride, padding = conv.stride[0], conv.padding[0]
-    if not eager_on_cpu(hidden_states):
+    if not eager(hidden_states):
         frames, weight = (
             values.unsqueeze(2).contiguous(memory_format=torch.channels_last)
             for values in (hidden_states, conv.weight)
@@ -90,22 +106,19 @@ def convolve(conv: nn.Conv1d, hidden_states: Tensor) -> Tensor:
 
 
 class _ConvolveGelu(torch.autograd.Function):
-    """gelu(windows @ weight + bias); what the GELU saw is made again in the backward pass rather than kept."""
+    """gelu(windows @ weight); what the GELU saw is made again in the backward pass rather than kept."""
 
     @staticmethod
-    def forward(ctx, windows: Tensor, weight: Tensor, bias: Tensor, valid: Tensor | None) -> Tensor:
-        ctx.save_for_backward(windows, weight, bias, valid)
-        output = F.gelu(torch.baddbmm(bias, windows, weight))
-        return output if valid is None else output.masked_fill_(~valid, 0.0)
+    def forward(ctx, windows: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(windows, weight)
+        return F.gelu(torch.bmm(windows, weight))
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        windows, weight, bias, valid = ctx.saved_tensors
-        if valid is not None:
-            gradient = gradient.masked_fill(~valid, 0.0)
-        gradient = torch.ops.aten.gelu_backward(gradient, torch.baddbmm(bias, windows, weight))
+        windows, weight = ctx.saved_tensors
+        gradient = torch.ops.aten.gelu_backward(gradient, torch.bmm(windows, weight))
         window_gradient = gradient @ weight.transpose(1, 2) if ctx.needs_input_grad[0] else None
-        return window_gradient, windows.transpose(1, 2) @ gradient, gradient.sum(dim=(0, 1)), None
+        return window_gradient, windows.transpose(1, 2) @ gradient
 
 
 def convolve_norm_gelu(waveforms: Tensor, conv: nn.Conv1d, norm: nn.GroupNorm, lengths: Tensor | None) -> Tensor:
@@ -119,9 +132,9 @@ def convolve_norm_gelu(waveforms: Tensor, conv: nn.Conv1d, norm: nn.GroupNorm, l
         norm: as many groups as channels.
         lengths: [B] valid frames of what comes out; the others are no part of the statistics, and come out as 0.
     """
-    dtype = dtype_of(conv.weight)
+    dtype, taps = dtype_of(conv.weight), conv.kernel_size[0]
     # float64, because a channel may be a millionth as loud as the waveform it filters
-    windows = waveforms[:, 0].double().unfold(-1, conv.kernel_size[0], conv.stride[0])  # [B, T, taps]
+    windows = waveforms[:, 0].double().unfold(-1, taps, conv.stride[0])  # [B, T, taps]
     valid, count = None, windows.shape[1]
     if lengths is not None:
         valid = valid_frames(lengths, windows.shape[1]).unsqueeze(-1)  # [B, T, 1]
@@ -134,62 +147,11 @@ def convolve_norm_gelu(waveforms: Tensor, conv: nn.Conv1d, norm: nn.GroupNorm, l
     variance = ((filters @ (centred.transpose(1, 2) @ centred / count)) * filters).sum(dim=-1)  # [B, C]
     scale = norm.weight * torch.rsqrt(variance.clamp(min=0.0) + norm.eps)
     weight = (scale.unsqueeze(-1) * filters).transpose(1, 2)  # [B, taps, C]
+    # the bias is one more tap, of a window that is 1 where a frame is valid; a GPU is slow at widths other than 8 n
+    one = torch.ones_like(centred[..., :1]) if valid is None else valid.to(centred.dtype)
+    spare = -(taps + 1) % 8
+    centred = F.pad(torch.cat([centred.to(dtype), one.to(dtype)], dim=-1), (0, spare))
+    weight = torch.cat([weight, norm.bias.to(weight.dtype).expand(len(weight), 1, -1)], dim=1)
     with torch.autocast(waveforms.device.type, enabled=False):
-        rows = _ConvolveGelu.apply(centred.to(dtype), weight.to(dtype), norm.bias.to(dtype), valid)
+        rows = _ConvolveGelu.apply(centred, F.pad(weight.to(dtype), (0, 0, 0, spare)))
     return rows.transpose(1, 2)
-
-
-def convolution_spectrum(weight: Tensor, groups: int) -> Tensor:
-    """Weight [C', C / groups, taps] of a grouped convolution -> [groups * F, C / groups, C' / groups] complex.
-
-    F = taps + 1 frequencies, those of blocks of twice as many frames as there are taps.
-    """
-    taps = weight.shape[-1]
-    spectrum = torch.fft.rfft(weight.float(), n=2 * taps).conj()  # [C', C / groups, F]
-    per_group = spectrum.unflatten(0, (groups, -1)).permute(0, 3, 2, 1)
-    return per_group.reshape(-1, weight.shape[1], weight.shape[0] // groups).resolve_conj()
-
-
-def convolve_spectrum(
-    hidden_states: Tensor, spectrum: Tensor, bias: Tensor | None, *, taps: int, groups: int, padding: int
-) -> Tensor:
-    """What `F.conv1d` gives, [B, C, T] -> [B, C', T'] with stride 1, from the spectrum of its weight (overlap-save).
-
-    Blocks overlap by `taps` - 1 frames, so that one spectrum serves clips of every length.
-    """
-    batch_size, _, total = hidden_states.shape
-    size, hop = 2 * taps, taps + 1
-    total_out = total + 2 * padding - taps + 1
-    num_blocks = -(-total_out // hop)
-    padded = F.pad(hidden_states, (padding, (num_blocks - 1) * hop + size - total - padding))
-    blocks = torch.fft.rfft(padded.unfold(-1, size, hop))  # [B, C, blocks, F]
-    blocks = blocks.unflatten(1, (groups, -1)).permute(1, 4, 0, 3, 2)  # [groups, F, B, blocks, C / groups]
-    product = torch.bmm(blocks.reshape(len(spectrum), batch_size * num_blocks, -1), spectrum)
-    product = product.view(groups, size // 2 + 1, batch_size, num_blocks, -1).permute(2, 0, 4, 3, 1)
-    output = torch.fft.irfft(product, n=size)[..., :hop]  # [B, groups, C' / groups, blocks, hop]
-    output = output.reshape(batch_size, -1, num_blocks * hop)[..., :total_out]
-    return output if bias is None else output + bias[:, None]
-
-
-class WideConvolution:
-    """A convolution of stride 1 over many taps, read through a cached spectrum where nothing is learned.
-
-    Worth it in float32 on a CPU, for clips at least as long as the convolution is wide: a spectrum has to be read
-    whole for the shortest clip.
-    """
-
-    def __init__(self):
-        self.spectrum = WeightCache()
-
-    def __call__(self, conv: nn.Conv1d, hidden_states: Tensor) -> Tensor:
-        """`conv(hidden_states)`, [B, C, T] -> [B, C', T']."""
-        taps = conv.kernel_size[0]
-        gains = taps >= 64 and hidden_states.shape[-1] >= taps and hidden_states.dtype == torch.float32
-        learns = torch.is_grad_enabled()
-        if learns or not gains or not eager_on_cpu(hidden_states) or torch.is_autocast_enabled("cpu"):
-            return conv(hidden_states)
-        # of weight norm the two parts, so that the weight is not put together for every clip
-        spectrum = self.spectrum.get(list(conv.parameters()), lambda: convolution_spectrum(conv.weight, conv.groups))
-        return convolve_spectrum(
-            hidden_states, spectrum, conv.bias, taps=taps, groups=conv.groups, padding=conv.padding[0]
-        )

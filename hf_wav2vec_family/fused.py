@@ -12,9 +12,13 @@ from torch import Tensor, nn
 NUM_LANES = 2**16
 
 
+def eager(values: Tensor) -> bool:
+    """Whether `values` are computed with step by step, neither compiled, traced nor exported, on a CPU or a GPU."""
+    return values.device.type in ("cpu", "cuda") and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
 def eager_on_cpu(values: Tensor) -> bool:
-    """Whether `values` are computed with on a CPU, step by step: neither compiled, traced nor exported."""
-    return values.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    return values.device.type == "cpu" and eager(values)
 
 
 def dtype_of(weight: Tensor) -> torch.dtype:

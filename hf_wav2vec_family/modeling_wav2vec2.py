@@ -43,11 +43,12 @@ from .conv import (
     scale_gradient,
     valid_frames,
 )
-from .fast_conv import WideConvolution, convolve, convolve_norm_gelu
-from .fused import Dropout, attention_with_dropout, eager_on_cpu
+from .fast_conv import convolve, convolve_norm_gelu
+from .fused import Dropout, attention_with_dropout, eager, eager_on_cpu
 from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
 from .masking import MaskedFrames, masked_frames, max_masked_frames, sample_span_mask, take_frames
 from .quantizers import GumbelVectorQuantizer, UniformLinear
+from .wide_conv import WideConvolution
 
 
 @dataclass
@@ -118,13 +119,11 @@ class Wav2Vec2ConvLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
         """[B, C, T] -> [B, C', T']; `lengths` [B] counts the valid frames that come out."""
-        if self.is_foldable and eager_on_cpu(hidden_states):
+        fast = eager(hidden_states) or hidden_states.is_cuda  # what is exported keeps the plain form
+        if self.is_foldable and fast:
             return convolve_norm_gelu(hidden_states, self.conv, self.layer_norm, lengths)
         norm_reads_channels = isinstance(self.layer_norm, ChannelsLayerNorm)
-        if norm_reads_channels or eager_on_cpu(hidden_states):
-            hidden_states = convolve(self.conv, hidden_states)
-        else:
-            hidden_states = self.conv(hidden_states)
+        hidden_states = convolve(self.conv, hidden_states) if norm_reads_channels or fast else self.conv(hidden_states)
         if norm_reads_channels:
             hidden_states = self.layer_norm(hidden_states)
         elif self.layer_norm is not None:
@@ -332,7 +331,9 @@ class Wav2Vec2Encoder(nn.Module):
 
     def attention_mask(self, hidden_states: Tensor, valid: Tensor | None) -> Tensor | None:
         """What the attention kernel takes for the frames that are no padding, [B, T] or None."""
-        if valid is None or self.config._attn_implementation != "sdpa" or torch.compiler.is_compiling():
+        if valid is None:
+            return None  # in a compiled graph Transformers would make a mask, for which there is no fast kernel
+        if self.config._attn_implementation != "sdpa" or torch.compiler.is_compiling():
             return create_bidirectional_mask(self.config, hidden_states, valid)
         if eager_on_cpu(valid) and valid.all():
             return None

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from hf_wav2vec_family.conv import MaskedGroupNorm, num_frames
-from hf_wav2vec_family.fast_conv import WideConvolution, convolve, convolve_norm_gelu
+from hf_wav2vec_family.fast_conv import convolve, convolve_norm_gelu
 from hf_wav2vec_family.fused import Dropout, WeightCache, attention_with_dropout, draw_kept
+from hf_wav2vec_family.wide_conv import WideConvolution, convolve_blocks
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +109,15 @@ def test_a_folded_norm_equals_convolution_norm_and_activation(lengths, loudness)
     ]
     expected = torch.cat([F.pad(row, (0, found.shape[-1] - row.shape[-1])) for row in alone]).float()
     assert_equal(found, expected, (waveforms, *conv.parameters(), *norm.parameters()))
+
+
+@pytest.mark.parametrize(("taps", "groups", "channels_out"), [(16, 4, 32), (7, 2, 16), (1, 1, 8)])
+@pytest.mark.parametrize("total", [1, 5, 16, 33])
+def test_convolving_a_few_frames_at_a_time_equals_the_convolution(taps, groups, channels_out, total):
+    conv = nn.Conv1d(32, channels_out, taps, padding=taps // 2, groups=groups)
+    hidden_states = torch.randn(2, 32, total, requires_grad=True)
+    found = convolve_blocks(hidden_states, conv.weight, conv.bias, groups=groups, padding=taps // 2)
+    assert_equal(found, conv(hidden_states), (hidden_states, *conv.parameters()))
 
 
 def positional_convolution() -> nn.Conv1d:

@@ -163,9 +163,9 @@ def test_padding_changes_no_answer(variant):
 
 
 def plainly(monkeypatch):
-    """Turns the fast forms of a CPU off."""
-    for name in ("modeling_wav2vec2", "fast_conv", "fused"):
-        monkeypatch.setattr(f"hf_wav2vec_family.{name}.eager_on_cpu", lambda values: False)
+    """Turns the fast forms off."""
+    for name in ("modeling_wav2vec2.eager", "modeling_wav2vec2.eager_on_cpu", "fast_conv.eager", "fused.eager_on_cpu"):
+        monkeypatch.setattr(f"hf_wav2vec_family.{name}", lambda values: False)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

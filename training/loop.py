@@ -69,6 +69,8 @@ def run_steps(
     optimizer = make_optimizer(model, recipe, accelerator.device)
     model, optimizer = accelerator.prepare(model, optimizer)
     forward_model = torch.compile(model, dynamic=True) if optimization.compile else model
+    if optimization.compile:
+        torch.backends.cudnn.benchmark = True  # batches are of few lengths then, each of which is worth a trial
 
     progress = resume(recipe, accelerator, batches)
     log.start(progress.step)

@@ -1,0 +1,138 @@
+"""A convolution of stride 1 over many taps, as positions are made by, in the form that each device is fast at.
+
+A CPU multiplies every tap, and cuDNN does not make use of groups of few channels: both take many times as long as the
+same sums take here.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .fused import WeightCache, dtype_of, eager_on_cpu
+
+HOP = 8
+
+
+def convolution_spectrum(weight: Tensor, groups: int) -> Tensor:
+    """Weight [C', C / groups, taps] of a grouped convolution -> [groups * F, C / groups, C' / groups] complex.
+
+    F = taps + 1 frequencies, those of blocks of twice as many frames as there are taps.
+    """
+    taps = weight.shape[-1]
+    spectrum = torch.fft.rfft(weight.float(), n=2 * taps).conj()  # [C', C / groups, F]
+    per_group = spectrum.unflatten(0, (groups, -1)).permute(0, 3, 2, 1)
+    return per_group.reshape(-1, weight.shape[1], weight.shape[0] // groups).resolve_conj()
+
+
+def convolve_spectrum(
+    hidden_states: Tensor, spectrum: Tensor, bias: Tensor | None, *, taps: int, groups: int, padding: int
+) -> Tensor:
+    """What `F.conv1d` gives, [B, C, T] -> [B, C', T'] with stride 1, from the spectrum of its weight (overlap-save).
+
+    Blocks overlap by `taps` - 1 frames, so that one spectrum serves clips of every length.
+    """
+    batch_size, _, total = hidden_states.shape
+    size, hop = 2 * taps, taps + 1
+    total_out = total + 2 * padding - taps + 1
+    num_blocks = -(-total_out // hop)
+    padded = F.pad(hidden_states, (padding, (num_blocks - 1) * hop + size - total - padding))
+    blocks = torch.fft.rfft(padded.unfold(-1, size, hop))  # [B, C, blocks, F]
+    blocks = blocks.unflatten(1, (groups, -1)).permute(1, 4, 0, 3, 2)  # [groups, F, B, blocks, C / groups]
+    product = torch.bmm(blocks.reshape(len(spectrum), batch_size * num_blocks, -1), spectrum)
+    product = product.view(groups, size // 2 + 1, batch_size, num_blocks, -1).permute(2, 0, 4, 3, 1)
+    output = torch.fft.irfft(product, n=size)[..., :hop]  # [B, groups, C' / groups, blocks, hop]
+    output = output.reshape(batch_size, -1, num_blocks * hop)[..., :total_out]
+    return output if bias is None else output + bias[:, None]
+
+
+def _windows(frames: Tensor, groups: int, size: int, hop: int) -> Tensor:
+    """Frames [B, C, T] -> [groups, B * T / hop, size * C / groups], `size` frames from every `hop`-th on."""
+    windows = frames.unflatten(1, (groups, -1)).unfold(-1, size, hop)  # [B, groups, C / groups, blocks, size]
+    return windows.permute(1, 0, 3, 4, 2).reshape(groups, len(frames) * windows.shape[3], -1)
+
+
+def _diagonal(shifted: Tensor) -> Tensor:
+    """Of [groups, taps + hop - 1, C, hop, C'] what place i of a hop holds from frame i on, [.., taps, C, hop, C']."""
+    groups, size, channels, hop, channels_out = shifted.shape
+    by_group, by_frame, by_channel, by_column, _ = shifted.stride()
+    strides = (by_group, by_frame, by_channel, by_column + by_frame, 1)
+    return shifted.as_strided((groups, size - hop + 1, channels, hop, channels_out), strides)
+
+
+def _blocks(frames: Tensor, weight: Tensor, groups: int, padding: int) -> Tensor:
+    """`F.conv1d(frames, weight, padding=padding, groups=groups)`, `HOP` frames of a group by a row of one product."""
+    batch_size, _, total = frames.shape
+    channels_out, channels, taps = weight.shape
+    total_out = total + 2 * padding - taps + 1
+    num_blocks, size = -(-total_out // HOP), taps + HOP - 1
+    padded = F.pad(frames, (padding, num_blocks * HOP + taps - 1 - total - padding))
+    filters = weight.unflatten(0, (groups, -1)).permute(0, 3, 2, 1)  # [groups, taps, C / groups, C' / groups]
+    shifted = weight.new_zeros(groups, size, channels, HOP, channels_out // groups)
+    _diagonal(shifted).copy_(filters.unsqueeze(3))
+    product = torch.bmm(_windows(padded, groups, size, HOP), shifted.view(groups, size * channels, -1))
+    product = product.view(groups, batch_size, num_blocks, HOP, -1).permute(1, 0, 4, 2, 3)
+    return product.reshape(batch_size, channels_out, num_blocks * HOP)[..., :total_out]
+
+
+class _ConvolveBlocks(torch.autograd.Function):
+    """Windows and shifted filters, each many times what they are made of, are made again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, frames: Tensor, weight: Tensor, groups: int, padding: int) -> Tensor:
+        ctx.save_for_backward(frames, weight)
+        ctx.groups, ctx.padding = groups, padding
+        return _blocks(frames, weight, groups, padding)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        frames, weight = ctx.saved_tensors
+        groups, padding, (_, channels, taps) = ctx.groups, ctx.padding, weight.shape
+        mirrored = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).flip(-1)
+        frame_gradient = _blocks(gradient, mirrored, groups, taps - 1 - padding)
+        spare = -gradient.shape[-1] % HOP
+        padded = F.pad(frames, (padding, padding + spare))
+        columns = _windows(F.pad(gradient, (0, spare)), groups, HOP, HOP)  # [groups, B * blocks, hop * C' / groups]
+        windows = _windows(padded, groups, taps + HOP - 1, HOP)
+        shifted = torch.bmm(windows.transpose(1, 2), columns).view(groups, taps + HOP - 1, channels, HOP, -1)
+        filter_gradient = _diagonal(shifted).sum(dim=3)  # [groups, taps, C / groups, C' / groups]
+        return frame_gradient, filter_gradient.permute(0, 3, 2, 1).flatten(0, 1), None, None
+
+
+def convolve_blocks(
+    hidden_states: Tensor, weight: Tensor, bias: Tensor | None, *, groups: int, padding: int
+) -> Tensor:
+    """What `F.conv1d` gives, [B, C, T] -> [B, C', T'] with stride 1, a few frames at a time.
+
+    Neighbouring frames see nearly the same. A window that is a few frames wider, beside the filters shifted by a
+    frame for each, makes a product with several times as many columns: wide enough for a GPU, where a group alone is
+    not, and hardly more to multiply.
+    """
+    dtype = dtype_of(weight)
+    output = _ConvolveBlocks.apply(hidden_states.to(dtype), weight.to(dtype), groups, padding)
+    return output if bias is None else output + bias.to(dtype)[:, None]
+
+
+class WideConvolution:
+    """A convolution of stride 1 over many taps: on a GPU in blocks, on a CPU through a spectrum if nothing is learned.
+
+    The spectrum is cached, and worth it in float32 for clips at least as long as the convolution is wide: it has to
+    be read whole for the shortest clip.
+    """
+
+    def __init__(self):
+        self.spectrum = WeightCache()
+
+    def __call__(self, conv: nn.Conv1d, hidden_states: Tensor) -> Tensor:
+        """`conv(hidden_states)`, [B, C, T] -> [B, C', T']."""
+        taps = conv.kernel_size[0]
+        if hidden_states.is_cuda and not torch.jit.is_tracing():
+            return convolve_blocks(hidden_states, conv.weight, conv.bias, groups=conv.groups, padding=conv.padding[0])
+        gains = taps >= 64 and hidden_states.shape[-1] >= taps and hidden_states.dtype == torch.float32
+        learns = torch.is_grad_enabled()
+        if learns or not gains or not eager_on_cpu(hidden_states) or torch.is_autocast_enabled("cpu"):
+            return conv(hidden_states)
+        # of weight norm the two parts, so that the weight is not put together for every clip
+        spectrum = self.spectrum.get(list(conv.parameters()), lambda: convolution_spectrum(conv.weight, conv.groups))
+        return convolve_spectrum(
+            hidden_states, spectrum, conv.bias, taps=taps, groups=conv.groups, padding=conv.padding[0]
+        )
