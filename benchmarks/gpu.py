@@ -5,7 +5,8 @@ python -m benchmarks.gpu --output gpu.json
 In one process and in turns: Transformers eagerly and compiled, ours eagerly, compiled to one graph, and compiled with
 CUDA graphs; bfloat16 by autocast, sdpa, dropout on, fused AdamW. Transformers is given masks and distractors that are
 ready; ours draws them in the step. The share of the matrix rate is that of a product of 8192-cubes in the same run.
-`python -m benchmarks.pretraining_step --device cuda` compares loss and gradients of the two sides.
+`python -m benchmarks.pretraining_step --device cuda` compares loss and gradients of the two sides. `--output` is
+written after every group of rows; compiling takes a minute or more for each way and shape.
 """
 
 import json
@@ -14,7 +15,7 @@ import statistics
 import torch
 from torch import nn
 
-from .comparing import Action, options_of, peak_bytes, prepare, seconds_of
+from .comparing import Action, circumstances, options_of, peak_bytes, prepare, seconds_of
 from .pretraining_step import make_step
 from .wav2vec2_sizes import SIZES, noise, one_side, pretraining_batch, training_flop
 
@@ -121,21 +122,25 @@ def main():
     rate = matrix_rate(options.device)
     print(json.dumps({"bf16 products, TFLOP/s": rate / 1e12}), flush=True)
     rows = []
+
+    def add(measured: list[dict]):
+        rows.extend(measured)
+        print(*map(json.dumps, measured), sep="\n", flush=True)
+        if options.output:
+            found = {**circumstances(options), "matrix_rate": rate, "rows": rows}
+            options.output.write_text(json.dumps(found, indent=1) + "\n")
+
     for size in options.sizes:
         for seconds in options.seconds:
             audio = options.audio_seconds / (2 if size == "large" else 1)
-            rows += training_rows(options, size, seconds, max(int(audio / seconds), 1), rate)
-            print(*map(json.dumps, rows[-len(options.ways) :]), sep="\n", flush=True)
+            add(training_rows(options, size, seconds, max(int(audio / seconds), 1), rate))
         for batch_size in options.batches:
-            rows += inference_rows(options, size, batch_size, 10.0 if options.device == "cuda" else 1.0)
-            print(*map(json.dumps, rows[-len(options.ways) :]), sep="\n", flush=True)
+            add(inference_rows(options, size, batch_size, 10.0 if options.device == "cuda" else 1.0))
     print("\n| case | s | times the first | share of the matrix rate | MiB |\n| --- | --- | --- | --- | --- |")
     for row in rows:
         share, memory = row.get("share_of_matrix_rate"), row.get("step_memory_mib")
         cells = ["" if share is None else f"{share:.0%}", "" if memory is None else f"{memory:,.0f}"]
         print(f"| {row['case']} | {row['seconds']:.4g} | {row['times_faster_than_first']:.2f} | {' | '.join(cells)} |")
-    if options.output:
-        options.output.write_text(json.dumps({"matrix_rate": rate, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def test_every_cell_of_every_table_has_recipes_and_options_that_its_commands_tak
 @pytest.mark.parametrize("name", table_names())
 def test_every_table_has_both_scales_and_its_file_no_path_of_this_machine(name):
     table = load_table(name)
-    assert set(table.scales) == {"tiny", "full"}
+    assert {"tiny", "full"} <= set(table.scales)
     text = Path(reproduce.HERE, "tables", f"{name}.yaml").read_text()
     assert f"python -m training.reproduce {name} --scale tiny --data" in text
     assert not {word for word in text.split() if word.startswith(("/", "~"))}
