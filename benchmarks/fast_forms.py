@@ -1,9 +1,10 @@
-"""Each fast form of `fused.py` and `fast_conv.py` against the plain operations it stands for, at the sizes of BASE.
+"""Each fast form of `fused.py`, `fast_conv.py` and `wide_conv.py` against the plain operations it stands for.
 
 python -m benchmarks.fast_forms --seconds 5
+python -m benchmarks.fast_forms --device cuda --batch-size 10 --seconds 15.6
 
-Forward and backward pass, except for the cached spectrum, which is for inference alone. What is random is compared in
-the tests, with the same draws on both sides.
+At the sizes of BASE; forward and backward pass, except for the cached spectrum, which is for inference alone. What is
+random is for a CPU, and compared in the tests, with the same draws on both sides.
 """
 
 import json
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from hf_wav2vec_family.conv import MaskedGroupNorm
 from hf_wav2vec_family.fast_conv import convolve, convolve_norm_gelu
 from hf_wav2vec_family.fused import Dropout, attention_with_dropout
-from hf_wav2vec_family.wide_conv import WideConvolution
+from hf_wav2vec_family.wide_conv import WideConvolution, convolve_blocks
 
 from .comparing import Way, alternate, compare, differences, options_of, prepare, report
 from .wav2vec2_sizes import num_frames_of
@@ -66,15 +67,31 @@ def convolution_cases(batch_size: int, seconds: float, dtype: torch.dtype) -> It
     )
 
 
+def position_cases(batch_size: int, seconds: float, dtype: torch.dtype) -> Iterator[Case]:
+    conv = positional_convolution().to(dtype)
+    total = num_frames_of(int(16_000 * seconds))
+    frames = torch.randn(batch_size, WIDTH, total, dtype=dtype, requires_grad=True)
+    direction = torch.randn(batch_size, WIDTH, total + 1, dtype=dtype)
+    yield (
+        "positions in blocks",
+        lambda: (conv(frames) * direction).sum(),
+        lambda: (convolve_blocks(frames, conv.weight, conv.bias, groups=16, padding=64) * direction).sum(),
+        [frames, *conv.parameters()],
+    )
+
+
+def positional_convolution() -> nn.Conv1d:
+    conv = nn.Conv1d(WIDTH, WIDTH, 128, padding=64, groups=16)
+    return nn.utils.parametrizations.weight_norm(conv, name="weight", dim=2)
+
+
 def as_rows(values: Tensor) -> Tensor:
     """[B, C, T] as fast convolutions leave it: the channels of a frame together."""
     return values.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def spectrum_case(total: int, rounds: int) -> dict:
-    conv = nn.Conv1d(WIDTH, WIDTH, 128, padding=64, groups=16)
-    conv = nn.utils.parametrizations.weight_norm(conv, name="weight", dim=2)
-    wide, frames = WideConvolution(), torch.randn(1, WIDTH, total)
+    conv, wide, frames = positional_convolution(), WideConvolution(), torch.randn(1, WIDTH, total)
     with torch.no_grad():
         difference = float((wide(conv, frames) - conv(frames)).abs().max() / conv(frames).abs().max())
         if difference > 1e-4:
@@ -87,17 +104,22 @@ def main():
     parser = options_of(__doc__)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
     prepare(options)
+    torch.set_default_device(options.device)
+    torch.backends.cudnn.allow_tf32 = False  # or float32 is not what it is called
     total = num_frames_of(int(16_000 * options.seconds))
-    cases = [spectrum_case(frames, options.rounds) for frames in (total, 2 * total)]
+    on_cpu = options.device == "cpu"
+    cases = [spectrum_case(frames, options.rounds) for frames in (total, 2 * total)] if on_cpu else []
+    of_device = [(random_cases, total)] if on_cpu else [(position_cases, options.seconds)]
     for dtype in (torch.float32, torch.bfloat16):
-        for make, size in ((random_cases, total), (convolution_cases, options.seconds)):
+        for make, size in (*of_device, (convolution_cases, options.seconds)):
             for name, plain, ours, inputs in make(options.batch_size, size, dtype):
                 equality = {}
                 if inputs and dtype == torch.float32:
                     equality = differences(plain, ours, inputs, tolerance=1e-4)
-                measured = compare(plain, ours, options.rounds)
+                measured = compare(plain, ours, options.rounds, options.device)
                 cases.append({"case": f"{name}, {dtype}".replace("torch.", ""), **measured, **equality})
                 print(json.dumps(cases[-1]), flush=True)
     report(options, cases)
