@@ -65,6 +65,9 @@ class DiscreteBertPreTrainedModel(ConvModelMixin, PreTrainedModel):
         "AutoModelForAudioFrameClassification": "modeling_discrete_bert.DiscreteBertForAudioFrameClassification",
     }
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.base_model.roberta.get_input_embeddings()
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -157,9 +160,6 @@ class DiscreteBertModel(DiscreteBertPreTrainedModel):
     def freeze_feature_encoder(self):
         """Stops training the convolutions, which do not learn in any case."""
         self.vq_wav2vec.requires_grad_(False)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.roberta.get_input_embeddings()
 
     def quantize(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Codes [B, T, G] int64 of the waveform [B, S]; those of padded frames mean nothing."""

@@ -4,16 +4,22 @@ import multiprocessing
 import os
 import queue
 import traceback
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import (
+    DeepSpeedPlugin,
+    DistributedDataParallelKwargs,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    fsdp2_prepare_model,
+)
 from runs import forget_accelerator
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import hf_wav2vec_family
@@ -133,12 +139,24 @@ def make_accelerator_of_deepspeed(stage: int, rank: int, world_size: int) -> Acc
 
 
 def split_among_processes(model: torch.nn.Module, num_processes: int):
-    """FSDP2 as PyTorch has it, a layer at a time: Accelerate's configuration of it does not reach a CPU."""
-    mesh = init_device_mesh("cpu", (num_processes,))
-    for module in model.modules():
-        if type(module).__name__ == "Wav2Vec2EncoderLayer":
-            fully_shard(module, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    """FSDP2 as Accelerate makes it of training/accelerate/fsdp2.yaml; its launcher itself does not reach a CPU."""
+    # Accelerate splits the embeddings as well, which are within a layer that the model would have kept whole
+    layers = ["RobertaLayer"] if hasattr(model.base_model, "roberta") else None
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=layers,
+        reshard_after_forward=True,
+    )
+    stands_for_accelerator = SimpleNamespace(
+        state=SimpleNamespace(fsdp_plugin=plugin),
+        torch_device_mesh=init_device_mesh("cpu", (num_processes,), mesh_dim_names=("dp_shard",)),
+        parallelism_config=SimpleNamespace(fsdp_dim_names=("dp_shard",)),
+        mixed_precision="no",
+        device=torch.device("cpu"),
+        is_main_process=True,
+    )
+    fsdp2_prepare_model(stands_for_accelerator, model)
 
 
 def with_letters(class_name: str, fields: dict) -> dict:
@@ -253,7 +271,7 @@ def test_the_step_moves_what_learns(alone):
 
 def test_split_weights_take_the_same_step(alone, free_port):
     # a skipped layer stays in the graph by its weights, which are nobody's while it is not called
-    cases = ["wav2vec 2.0 without LayerDrop", "wav2vec"]
+    cases = ["wav2vec 2.0 without LayerDrop", *(case for case in CASES if not case.startswith("wav2vec 2.0"))]
     assert_same(steps(2, free_port, 2, cases, split=True), alone)
 
 

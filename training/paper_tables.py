@@ -9,7 +9,7 @@ A file of training/tables/ says a table once and how to make it at each scale:
 | `cells` | key -> `title`, `paper` (key of a number -> value, or [mean, deviation]), `x` of a curve, and `set` |
 | `claims` | `text`, and the cells of an `order` from best to worst, or two pairs `narrower`, of which the second |
 | | differs less than the first; `columns` of the paper that it is said of, or all |
-| `scales` | `tiny`, `full` and, where a GPU is worth an hour, `gpu`: `seeds`, `note`, `columns`, `stages`, and per cell in `cells` what it changes |
+| `scales` | `tiny`, `full`, `gpu`: `seeds`, `note`, `columns`, `stages`, and per cell in `cells` what it changes |
 
 A stage is a command of this folder (`run`) with a `recipe` or `inputs`, and options that it is to `set`; a cell may
 set others. `{corpus}`, `{lexicon}` and the like in them are the places that --data names, `{seed}` the number of the
