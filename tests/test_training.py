@@ -436,7 +436,8 @@ def test_the_log_and_the_summary_of_pretraining_hold_what_they_promise(tiny):
     assert summary["steps"] == summary["best_step"] == 2
     assert summary["best"] == evaluation["evaluation/contrastive_loss"]
     assert summary["processes"] == 1
-    assert summary["device"] == "cpu" and summary["mixed_precision"] == "no"
+    assert summary["device"] == "cpu"
+    assert summary["mixed_precision"] == "no"
     assert summary["data"]["rows"] > 0
     assert list(folder.rglob("events.out.tfevents.*"))
 
