@@ -45,15 +45,25 @@ def test_a_process_that_is_killed_ends_the_others_with_the_cause_and_the_run_goe
     assert newest_checkpoint(output / "checkpoints").name == "step-00000040"
 
 
-def test_a_run_goes_on_from_the_checkpoints_of_another_on_the_hub(make_recipe, tmp_path, fresh_accelerator):  # noqa: F811
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_run_goes_on_from_the_checkpoints_of_another_on_the_hub(
+    make_recipe,  # noqa: F811
+    tmp_path,
+    fresh_accelerator,
+    damaged,
+):
     whole = make_recipe("optimization.num_steps=6", name="whole")
-    begun = make_recipe("optimization.num_steps=4", f"data.train={whole.data.train}", name="begun")
+    four = ["optimization.num_steps=4", "run.checkpoint_every_steps=2"]
+    begun = make_recipe(*four, f"data.train={whole.data.train}", name="begun")
     run(whole)
     run(begun)
     checkpoints = Path(begun.run.output_dir) / "checkpoints"
     files = {
         f"checkpoints/{p.relative_to(checkpoints)}": p.read_bytes() for p in checkpoints.rglob("*") if p.is_file()
     }
+    if damaged:  # the one before it has to serve
+        name = "checkpoints/step-00000004/model.safetensors"
+        files[name] = files[name][:-1]
     with LoopbackHub() as hub:
         hub.add("user/begun", files)
         overrides = ["optimization.num_steps=6", f"data.train={whole.data.train}", "run.resume=user/begun"]
@@ -68,7 +78,8 @@ def test_a_run_goes_on_from_the_checkpoints_of_another_on_the_hub(make_recipe, t
             check=False,
         )
     assert process.returncode == 0, process.stderr
+    assert ("step-00000004 is damaged and passed over" in process.stderr) == damaged
     expected = weights(whole, 6)
     whole.run.output_dir = str(tmp_path / "elsewhere")
     assert same(weights(whole, 6), expected)
-    assert len((tmp_path / "elsewhere" / "log.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "elsewhere" / "log.jsonl").read_text().splitlines()) == (4 if damaged else 2)

@@ -154,14 +154,15 @@ def checkpoint_to_resume(folder: Path, resume: bool | str, accelerator: Accelera
 
 
 def download_checkpoints(repository: str) -> str:
-    """The folder with the newest checkpoint of a run on the Hub; of the others it has only what they are."""
+    """The folder with the newest whole checkpoint of a run on the Hub; of older ones it has only what they are."""
     from huggingface_hub import snapshot_download
 
     folder = snapshot_download(repository, allow_patterns=["checkpoints/*/run.json"])
-    newest = newest_checkpoint(Path(folder) / "checkpoints")
-    if newest is None:
-        return folder
-    return snapshot_download(repository, allow_patterns=[f"checkpoints/{newest.name}/*"])
+    for checkpoint in reversed(_complete(Path(folder) / "checkpoints")):
+        snapshot_download(repository, allow_patterns=[f"checkpoints/{checkpoint.name}/*"])
+        if damage_of(checkpoint) is None:
+            break
+    return folder
 
 
 def damage_of(path: Path) -> str | None:
