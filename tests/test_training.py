@@ -548,6 +548,9 @@ def test_the_saved_folder_gives_the_same_text_and_scores_in_stock_transformers(f
         "split": "dev",
         "kind": "manifest",
     }
+    row = (folder / "again" / "scores.md").read_text().splitlines()[-1]
+    assert row.startswith(f"| {folder / 'model'}, greedy | {100 * scores['wer']:.2f} (")
+    assert row.endswith(") | 4 | 1 |")
     assert scores["num_utterances"] == 4
     assert scores["audio_seconds"] == pytest.approx(sum(utterance["seconds"] for utterance in heard), abs=0.1)
 
