@@ -80,7 +80,7 @@ def emissions_of(
         )
 
     mean, scale = _normalization(waveform, feature_extractor)
-    parts = []
+    table: Tensor | None = None
     for begin in range(0, total, step):
         end = min(begin + step, total)
         heard = max(begin - context, 0)
@@ -90,11 +90,13 @@ def emissions_of(
         output = model(chunk.to(model.device, model.dtype).unsqueeze(0))
         scores = frame_scores(output)
         scores = scores.log_softmax(dim=-1) if transitions_of(model) is None else scores
-        parts.append(scores[0, begin - heard : end - heard].float().cpu())
+        if table is None:  # all of it at once, since to put parts together takes twice the memory
+            table = torch.empty(total, scores.shape[-1])
+        table[begin:end] = scores[0, begin - heard : end - heard]
         if watch is not None:
             watch(end / total)
     return Emissions(
-        scores=torch.cat(parts),
+        scores=table,
         transitions=transitions_of(model),
         first_seconds=first / sampling_rate,
         hop_seconds=hop / sampling_rate,
