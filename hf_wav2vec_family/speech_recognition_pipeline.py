@@ -7,7 +7,7 @@ Shapes: S samples of a waveform.
 
 import bisect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutomaticSpeechRecognitionPipeline, PreTrainedModel
+from transformers.pipelines.automatic_speech_recognition import chunk_iter
 
-from .audio_reading import read_audio, resample
+from .audio_reading import Recording, read_audio, resample
 from .conv import frame_centers
 
 # More than a handful of channels is an array whose axes mean something else.
@@ -40,7 +41,8 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
     - an `AudioDecoder` of `datasets`;
 
     or a list or generator of these. Channels are averaged. `chunk_length_s`, `stride_length_s`, `batch_size`,
-    `return_timestamps` ("char", "word") and the result are the parent's.
+    `return_timestamps` ("char", "word") and the result are the parent's; with `chunk_length_s` files are read chunk by
+    chunk, so that memory doesn't grow with them.
 
     Raises:
         ValueError: no audio in the input, a shape or type not listed here, values that are NaN or infinite, or fewer
@@ -50,14 +52,36 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
     def preprocess(self, inputs: Any, chunk_length_s: float = 0, stride_length_s=None) -> Iterator[dict[str, Any]]:
         is_url = isinstance(inputs, str) and inputs.startswith(("http://", "https://"))
         if not is_url:
-            inputs = self._read(inputs)
-        for item in super().preprocess(inputs, chunk_length_s=chunk_length_s, stride_length_s=stride_length_s):
+            inputs = self._read(inputs, Recording if chunk_length_s else read_audio)
+        in_chunks = not is_url and isinstance(inputs["raw"], Recording)
+        items = self._chunks if in_chunks else super().preprocess
+        for item in items(inputs, chunk_length_s=chunk_length_s, stride_length_s=stride_length_s):
             if "stride" in item and item["stride"][0] < self.min_num_samples:
                 raise ValueError(
                     f"chunk_length_s={chunk_length_s} and stride_length_s={stride_length_s} leave {item['stride'][0]}"
                     f" samples for a chunk, the model needs at least {self.min_num_samples}: choose longer ones."
                 )
             yield item
+
+    def _chunks(self, inputs: dict[str, Any], chunk_length_s: float, stride_length_s=None) -> Iterator[dict[str, Any]]:
+        """What the parent makes of a waveform, of a `Recording`, which it would not take."""
+        recording = inputs.pop("raw")
+        others = {key: value for key, value in inputs.items() if key not in ("sampling_rate", "stride")}
+        if stride_length_s is None:
+            stride_length_s = chunk_length_s / 6
+        if isinstance(stride_length_s, int | float):
+            stride_length_s = (stride_length_s, stride_length_s)
+        frames_per_second = recording.sampling_rate / self._align_to
+        length, left, right = (
+            round(seconds * frames_per_second) * self._align_to for seconds in (chunk_length_s, *stride_length_s)
+        )
+        if length <= left + right:
+            raise ValueError(
+                f"chunk_length_s={chunk_length_s} leaves nothing between the strides on its sides,"
+                f" stride_length_s={stride_length_s}."
+            )
+        for item in chunk_iter(recording, self.feature_extractor, length, left, right, self.dtype):
+            yield {**item, **others}
 
     def _forward(self, model_inputs: dict[str, Any], **kwargs) -> dict[str, Any]:
         attention_mask = model_inputs.get("attention_mask")
@@ -90,8 +114,11 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
     def min_num_samples(self) -> int:
         return min_num_samples(self.model)
 
-    def _read(self, inputs: Any) -> dict[str, Any]:
-        """Any input but a URL as the dict that the parent needs no other library for: `raw` [S], `sampling_rate`."""
+    def _read(self, inputs: Any, read: Callable[[Any, int], Any] = read_audio) -> dict[str, Any]:
+        """Any input but a URL as the dict that the parent needs no other library for: `raw` [S], `sampling_rate`.
+
+        `read` makes `raw` of files.
+        """
         sampling_rate = self.feature_extractor.sampling_rate
         if isinstance(inputs, str | Path | bytes):
             inputs = {"bytes": inputs} if isinstance(inputs, bytes) else {"path": str(inputs)}
@@ -114,7 +141,9 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
             if not isinstance(orig_sampling_rate, int | float | np.number) or orig_sampling_rate <= 0:
                 raise ValueError(f"{name} has sampling_rate={orig_sampling_rate!r}; accepted is a positive one in Hz.")
             waveform = _as_mono(waveform, name)
-            self._check(waveform, orig_sampling_rate, name)
+            self._check_length(waveform, orig_sampling_rate, name)
+            if num_bad := int(np.count_nonzero(~np.isfinite(waveform))):
+                raise ValueError(f"{name} has {num_bad} NaN or infinite samples among its {len(waveform)}.")
             waveform = resample(waveform, orig_sampling_rate=orig_sampling_rate, sampling_rate=sampling_rate)
             stride = stride and tuple(round(side * sampling_rate / orig_sampling_rate) for side in stride)
         elif inputs.get("bytes") is None and inputs.get("path") is None:
@@ -122,24 +151,21 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
         elif stride is not None:
             raise ValueError(f"{name} has stride={stride}; accepted is one beside raw or array only.")
         else:
-            waveform = read_audio({"bytes": inputs.get("bytes"), "path": inputs.get("path")}, sampling_rate)
-        self._check(waveform, sampling_rate, name)
+            waveform = read({"bytes": inputs.get("bytes"), "path": inputs.get("path")}, sampling_rate)
+        self._check_length(waveform, sampling_rate, name)
 
         consumed = ("raw", "array", "bytes", "path", "sampling_rate", "stride")
         others = {key: value for key, value in inputs.items() if key not in consumed}
         return {**others, "raw": waveform, "sampling_rate": sampling_rate, "stride": stride}
 
-    def _check(self, waveform: np.ndarray, sampling_rate: float, name: str) -> None:
-        """Refuse a `waveform` [S] at `sampling_rate` Hz that the model has no answer to."""
+    def _check_length(self, waveform: np.ndarray | Recording, sampling_rate: float, name: str) -> None:
+        """Refuse a `waveform` [S] at `sampling_rate` Hz of less than a frame."""
         min_num_samples = math.ceil(self.min_num_samples * sampling_rate / self.feature_extractor.sampling_rate)
         if len(waveform) < min_num_samples:
             raise ValueError(
                 f"{name} has {len(waveform)} samples at {sampling_rate} Hz,"
                 f" the model needs at least {min_num_samples} of them."
             )
-        num_bad = int(np.count_nonzero(~np.isfinite(waveform)))
-        if num_bad:
-            raise ValueError(f"{name} has {num_bad} NaN or infinite samples among its {len(waveform)}.")
 
 
 def min_num_samples(model: PreTrainedModel) -> int:

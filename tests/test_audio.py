@@ -3,13 +3,15 @@
 import io
 import json
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from hf_wav2vec_family.audio_reading import AudioError, audio_info, read_audio, resample
+from hf_wav2vec_family import audio_reading
+from hf_wav2vec_family.audio_reading import AudioError, Recording, audio_info, read_audio, resample
 
 SHARED = Path(__file__).parents[2] / "shared"
 FORMATS = {
@@ -98,7 +100,7 @@ def test_a_flac_that_hides_its_length_is_refused():
     flac = bytearray(encoded(tone(), "flac"))
     flac[21] &= 0xF0
     flac[22:26] = bytes(4)  # the 36 bits of STREAMINFO that count the samples
-    for read in (read_audio, audio_info):
+    for read in (read_audio, audio_info, Recording):
         with pytest.raises(AudioError, match="doesn't tell"):
             read(bytes(flac))
 
@@ -132,9 +134,42 @@ def test_unusable_sources_are_refused_by_name_without_their_bytes(tmp_path):
         ({"bytes": None, "path": None}, "a record of bytes, path"),
         (None, "NoneType"),
     ]:
-        with pytest.raises(AudioError, match=message) as error:
-            read_audio(source)
-        assert "garbagegarbage" not in str(error.value)
+        for read in (read_audio, Recording):
+            with pytest.raises(AudioError, match=message) as error:
+                read(source)
+            assert "garbagegarbage" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("sampling_rate", [16_000, 48_000])
+def test_a_recording_has_the_samples_of_the_whole_in_whatever_pieces_it_is_read(kind, sampling_rate, monkeypatch):
+    source = encoded(tone(num_samples=sampling_rate, sampling_rate=sampling_rate), kind, sampling_rate)
+    whole = read_audio(source)
+    monkeypatch.setattr(audio_reading, "PIECE_SAMPLES", 1000)
+    recording = Recording(source)
+    assert len(recording) == recording.shape[0] == len(whole)
+    assert recording.mean == pytest.approx(whole.mean(dtype=np.float64), abs=1e-9)
+    assert recording.variance == pytest.approx(whole.var(dtype=np.float64), rel=1e-6)
+    # ahead with and without overlap, over a gap, nothing, up to the end, back again, all of it
+    places = [(0, 5), (3, 4000), (4000, 4001), (9000, 9500), (9100, 9100), (9200, None), (17, 900), (-10, None)]
+    for begin, end in [*places, (0, None)]:
+        # an mp3 is decoded a little differently in other pieces
+        np.testing.assert_allclose(recording[begin:end], whole[begin:end], atol=1e-6 if kind == "mp3" else 0)
+    with pytest.raises(ValueError, match="got a step of 2"):
+        recording[::2]
+
+
+def test_a_recording_that_is_read_piece_by_piece_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio_reading, "PIECE_SAMPLES", 4096)
+    num_samples = 30 * 44_100
+    soundfile.write(tmp_path / "long.flac", tone(num_samples=num_samples, sampling_rate=44_100), 44_100)
+    tracemalloc.start()
+    recording = Recording(tmp_path / "long.flac")
+    for begin in range(0, len(recording), 8000):
+        recording[max(begin - 1000, 0) : begin + 9000]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < len(recording)  # a quarter of its bytes
 
 
 def test_the_header_alone_tells_the_length(tmp_path):

@@ -1,5 +1,7 @@
 """Beam search: equal to greedy and Viterbi where nothing else is weighed, to all paths where the beam holds them."""
 
+import base64
+import gzip
 import itertools
 import json
 import math
@@ -31,6 +33,14 @@ SYMBOLS = ["<pad>", "|", "A", "B"]
 BLANK, DELIMITER = 0, 1
 UNBOUNDED = {"beam_size": 100_000, "beam_threshold": 1e9}
 WORDS = ["A", "AB", "BA", "BB"]
+# `build_binary trie` of KenLM makes this of the file of `word_lm` below
+BINARY_WORD_LM = (
+    "H4sIAAAAAAACA8vNTSxQyMlVyCgpKbDS18/OSE1My0zNSdFLzs/VT85PSVVIyy/KTSxRKEstKs7Mz1Mw5WJAgAZ7ILGfEUj8BwKQCCNUhhlMHr"
+    "BngoqBMDtUjg9K8yKZxAalC+oU91q2lTKwN3T5X+ISNf957C3b8e+zvLhyvn+sLX6QrV6sYXxhek91XvDDzNpJ057A9AdvmbQf5CCEiccOzVaY"
+    "tQ/Gm6UgtR+ZHxERAeazIMmD9LOhyXOh8XkYUAEfA3ZQ+NL9R25Txq9DaoZbakEaL3jy5N5X61i2vkLI+fZ2zkUvrRWz/oCVTHr2XbEOpGSJ2d"
+    "caeaDeBb7CLo9BgdUx98iFb6CQW6YONAXkvFliO5eDTHnvJzjvGciU3ZkTq3+BTNlkp9ZRh+xCB2aYW0727vvKeeLmHfF/AcLxP5x9ayau9f4U"
+    "uU3v5PbJxUnxkmZ5NUxns7/22l85og5SoaN2tXb1gqnfGZH9Y1Oal23HYFNsx+DI4OjEYKMPZDk5Mjg5MQAATODKxEICAAA="
+)
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +174,21 @@ def test_an_unbounded_beam_with_a_lexicon_scores_what_all_paths_of_its_words_do(
     assert {hypothesis.text: hypothesis.score for hypothesis in hypotheses} == pytest.approx(expected, abs=1e-4)
     assert [h.score for h in hypotheses] == sorted((h.score for h in hypotheses), reverse=True)
     assert all(len(hypothesis.symbols) == len(emissions) for hypothesis in hypotheses)
+
+
+def test_a_binary_of_kenlm_is_the_model_that_its_arpa_is(tokenizer, word_lm, tmp_path):
+    (tmp_path / "words.bin").write_bytes(gzip.decompress(base64.b64decode(BINARY_WORD_LM)))
+    settings, lexicon = BeamSettings(lm_weight=0.8, word_score=0.5), spell_words(WORDS, tokenizer)
+    of_arpa, of_binary = (
+        BeamSearchDecoder(tokenizer, settings, language_model=file, lexicon=lexicon).decode(emissions_of(12), 20)
+        for file in (word_lm, tmp_path / "words.bin")
+    )
+    assert of_binary == of_arpa
+    assert len(of_binary) == 20
+    save_decoder(
+        BeamSearchDecoder(tokenizer, settings, language_model=tmp_path / "words.bin", lexicon=lexicon), tmp_path / "d"
+    )
+    assert load_decoder(tmp_path / "d", tokenizer).decode(emissions_of(12), 20) == of_arpa
 
 
 def test_a_long_search_in_steps_is_the_search_at_once(tokenizer, word_lm, monkeypatch):

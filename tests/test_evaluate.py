@@ -68,6 +68,11 @@ def test_a_single_run_has_its_confidence_interval(tmp_path):
     assert summarize.main([str(run), "--name", "ours"]).endswith("| ours | 20.00 (15.00 to 25.00) | 2 | 1 |")
 
 
+def test_a_run_on_a_set_without_speech_has_a_row_too():
+    scores = {"num_utterances": 1, **score([utterance("", "A")])}
+    assert summarize.table([scores], "ours").endswith("| ours | 100.00 | 100.00 | 1 | 1 |")
+
+
 def test_runs_that_were_not_measured_alike_have_no_mean(tmp_path):
     one, other = write_scores(tmp_path / "a", wer=0.1), write_scores(tmp_path / "b", per=0.1)
     with pytest.raises(ValueError, match="not measured alike"):

@@ -5,6 +5,7 @@ import json
 import math
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,9 @@ from hf_wav2vec_family.decoding import sorted_rows
 from hf_wav2vec_family.decoding.__main__ import main
 from hf_wav2vec_family.decoding.arpa import ArpaModel, perplexity
 from hf_wav2vec_family.decoding.ngram import NgramSettings, discounts_of, train_ngram
+from hf_wav2vec_family.decoding.text_lines import read_lines, units_of
 
+SHARED = Path(__file__).parents[2] / "shared"
 FALLBACK = [0.0, 0.5, 1.0, 1.5]
 
 
@@ -124,26 +127,50 @@ def test_runs_on_disk_give_the_file_that_memory_gives(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("ngram-*"))
 
 
-@pytest.mark.parametrize("order", [2, 3, 5])
-def test_perplexity_is_that_of_kenlms_reader(tmp_path, order):
+def log10_probability_by_kenlm(path, words, lines):
+    """Of all lines, as KenLM's reader, the one inside of flashlight-text, has it; words not in `words` are unknown."""
     pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed")
     from flashlight.lib.text.decoder.kenlm import KenLM
     from flashlight.lib.text.dictionary import Dictionary
 
-    train_ngram(text(100), tmp_path / "lm.arpa", NgramSettings(order=order, discount_fallback=True))
-    others = [*text(20, num_words=8, seed=1), []]
-    ours = perplexity(ArpaModel.read(tmp_path / "lm.arpa"), others)
-    assert 0 < ours.num_unknown < ours.num_units
-    words = [f"w{i}" for i in range(8)]
-    theirs, total = KenLM(str(tmp_path / "lm.arpa"), Dictionary(words)), 0.0
-    for line in others:
-        state = theirs.start(False)
+    units = [*words, "<unk>"]
+    ids = {unit: number for number, unit in enumerate(units)}
+    lm, total = KenLM(str(path), Dictionary(units)), 0.0
+    for line in lines:
+        state = lm.start(False)
         for word in line:
-            state, score = theirs.score(state, words.index(word))
+            state, score = lm.score(state, ids.get(word, ids["<unk>"]))
             total += score
-        total += theirs.finish(state)[1]
-    assert ours.log10_probability == pytest.approx(total, rel=1e-6)
-    assert ours.perplexity == pytest.approx(10 ** (-total / ours.num_units), rel=1e-4)
+        total += lm.finish(state)[1]
+    return total
+
+
+@pytest.mark.parametrize("order", [2, 3, 5])
+def test_perplexity_is_that_of_kenlms_reader(tmp_path, order):
+    train_ngram(text(100), tmp_path / "lm.arpa", NgramSettings(order=order, discount_fallback=True))
+    model, others = ArpaModel.read(tmp_path / "lm.arpa"), [*text(20, num_words=8, seed=1), []]
+    ours = perplexity(model, others)
+    assert 0 < ours.num_unknown < ours.num_units
+    theirs = log10_probability_by_kenlm(tmp_path / "lm.arpa", model.words, others)
+    assert ours.log10_probability == pytest.approx(theirs, rel=1e-6)
+    assert ours.perplexity == pytest.approx(10 ** (-theirs / ours.num_units), rel=1e-4)
+
+
+@pytest.mark.parametrize("order", [3, 4])
+def test_perplexity_of_real_transcripts_is_that_of_kenlms_reader(tmp_path, capsys, order):
+    corpus = SHARED / "data" / "librispeech-clean-5"
+    if not corpus.is_dir():
+        pytest.skip(f"no {corpus}")
+    train, dev = (str(corpus / split / "metadata.jsonl") for split in ("train", "dev"))
+    arpa = str(tmp_path / "lm.arpa")
+    # without a fallback: the discounts are those of the counts
+    assert main(["ngram", train, "--output", arpa, "--order", str(order)]) == 0
+    capsys.readouterr()
+    assert main(["perplexity", arpa, dev]) == 0
+    ours = json.loads(capsys.readouterr().out)
+    assert ours["num_units"] > 4000
+    theirs = log10_probability_by_kenlm(arpa, ArpaModel.read(arpa).words, units_of(read_lines([dev]), None))
+    assert ours["perplexity"] == pytest.approx(10 ** (-theirs / ours["num_units"]), rel=0, abs=1e-4)
 
 
 def test_words_not_known_are_left_out_of_their_perplexity_alone(tmp_path):

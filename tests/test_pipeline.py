@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +22,7 @@ from transformers import (
     pipeline,
 )
 
+from hf_wav2vec_family import audio_reading
 from hf_wav2vec_family.audio_reading import resample
 from hf_wav2vec_family.decoding.__main__ import main
 from hf_wav2vec_family.decoding.beam_search import BeamSearchDecoder, BeamSettings
@@ -192,6 +194,24 @@ def test_chunks_in_batches_give_the_text_of_chunks_one_by_one(recognise, wavefor
     one_by_one = recognise([path, waveform], **options)
     assert recognise([path, waveform], batch_size=3, **options) == one_by_one
     assert len(one_by_one[0]["text"]) > 2 * len(one_by_one[1]["text"])
+
+
+def test_a_file_in_chunks_says_what_its_waveform_does_and_is_never_whole(recognise, waveform, tmp_path, monkeypatch):
+    path = tmp_path / "long.flac"
+    path.write_bytes(as_flac(np.tile(waveform, 40)))
+    monkeypatch.setattr(audio_reading, "PIECE_SAMPLES", 4096)
+    read = audio_reading.read_audio(path)
+    for options in ({"chunk_length_s": 0.5}, {"chunk_length_s": 0.7, "stride_length_s": (0.2, 0.1)}):
+        options |= {"return_timestamps": "char"}
+        expected = recognise({"raw": read, "sampling_rate": SAMPLING_RATE, "speaker": "anna"}, **options)
+        assert recognise({"path": str(path), "speaker": "anna"}, **options) == expected
+    chunks = recognise.preprocess(path, chunk_length_s=0.5)
+    tracemalloc.start()
+    assert len([None for _ in chunks]) == 60
+    assert tracemalloc.get_traced_memory()[1] < read.nbytes / 4
+    tracemalloc.stop()
+    with pytest.raises(ValueError, match=r"leaves nothing between .* stride_length_s=\(0\.5, 0\.5\)"):
+        recognise(path, chunk_length_s=1, stride_length_s=0.5)
 
 
 def test_a_short_clip_says_nothing_in_the_padding_beside_a_long_one(recognise, waveform):

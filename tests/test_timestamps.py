@@ -10,6 +10,7 @@ import torch
 import transformers
 
 import hf_wav2vec_family as family
+from hf_wav2vec_family import audio_reading
 from hf_wav2vec_family.decoding import __main__ as command
 from hf_wav2vec_family.decoding.alignment import Aligner, Alignment, Segment, best_path, labels_of, timed
 from hf_wav2vec_family.decoding.emissions import Emissions, emissions_of
@@ -95,6 +96,8 @@ def test_the_frames_of_every_architecture_stand_where_their_convolutions_look():
     vq = {"conv_kernel": [10, 8, 4, 4, 4], "conv_stride": [5, 4, 2, 2, 2]}
     causal = {"conv_dim": [8] * 5, "context_dim": [8, 8], "context_kernel": [2, 3]}
     cpc = {"conv_dim": [8] * 5, "hidden_size": 8}
+    roberta = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    bert = {"vq_wav2vec_config": {**causal, **vq, "num_codevectors_per_group": 4}, "roberta_config": roberta}
     adapter = {"add_adapter": True, "num_adapter_layers": 2}  # each layer doubles the hop and stays where it is
     encoder = family.CPCModel(family.CPCConfig(**cpc))
     on_encoder = {"conv_dim": [8], "conv_kernel": [3], "vocab_size": 4, "pad_token_id": 3}
@@ -107,6 +110,7 @@ def test_the_frames_of_every_architecture_stand_where_their_convolutions_look():
         (wav2letter("ctc", LETTERS), 160, 199.5),
         (family.Wav2VecModel(family.Wav2VecConfig(**causal)), 160, 232.0),
         (family.VQWav2VecModel(family.VQWav2VecConfig(**causal, **vq)), 160, 232.0),
+        (family.DiscreteBertModel(family.DiscreteBertConfig(**bert)), 160, 232.0),
     ):
         assert frame_centers_of(model, 3).tolist() == [first, first + hop, first + 2 * hop], type(model)
     other = transformers.BertModel(transformers.BertConfig(num_hidden_layers=1, hidden_size=12))
@@ -255,6 +259,19 @@ def test_the_pipelines_timestamps_are_those_of_the_frames_in_chunks_as_at_once(t
         assert spoken == expected
     # as far as the middle of what the first frame sees is from half a hop
     assert recognise.delay_seconds == pytest.approx((199.5 - 80) / RATE)
+
+
+@pytest.mark.parametrize("normalizing", [True, False])
+def test_a_file_that_is_read_in_pieces_says_what_its_waveform_does(aligner, tmp_path, monkeypatch, normalizing):
+    soundfile.write(tmp_path / "clip.wav", 0.1 + sound(9.0), 22_050)
+    monkeypatch.setattr(audio_reading, "PIECE_SAMPLES", 5000)
+    processor = transformers.Wav2Vec2Processor(
+        transformers.Wav2Vec2FeatureExtractor(do_normalize=normalizing), aligner.processor.tokenizer
+    )
+    in_chunks = Aligner(aligner.model, processor, chunk_seconds=1.0, context_seconds=0.2)
+    found = in_chunks(tmp_path / "clip.wav")
+    assert found == in_chunks(audio_reading.read_audio(tmp_path / "clip.wav"))
+    assert len(found.text) > 3
 
 
 def test_an_empty_text_is_silence_for_ctc(aligner):

@@ -511,6 +511,28 @@ def test_the_report_of_an_evaluation_has_every_utterance_and_its_scores(finetune
     assert scores["wer"] == values(finetuned, "evaluation/wer")[-1]
 
 
+def test_the_best_model_is_chosen_by_what_its_decoder_writes(tiny, corpus, tmp_path):
+    pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed")
+    from hf_wav2vec_family.decoding.beam_search import BeamSearchDecoder, BeamSettings
+    from hf_wav2vec_family.decoding.decoder_folder import save_decoder
+    from hf_wav2vec_family.decoding.lexicon import spell_words
+
+    decoder = tmp_path / "decoder"
+    recipe = tiny(optimization={"num_steps": 1, "learning_rate": 1e-6}, run={"decoder": str(decoder)})
+    with pytest.raises(ValueError, match=r"expected a decoder, which has a file decoder\.json"):
+        run_stage(finetune, recipe)
+    tokenizer = finetune.make_tokenizer(recipe, tmp_path / "vocabulary")
+    settings = BeamSettings(beam_size=5, word_score=2.0)
+    save_decoder(BeamSearchDecoder(tokenizer, settings, lexicon=spell_words(["HM", "OH"], tokenizer)), decoder)
+    best = run_stage(finetune, recipe)["best"]
+    folder = Path(recipe.run.output_dir)
+    heard = [utterance["hypothesis"].split() for utterance in utterances_of(folder / "evaluation")]
+    assert {word for words in heard for word in words} <= {"HM", "OH"}
+    assert any(heard)
+    options = [str(folder / "model"), str(corpus), "--split=dev", "--device=cpu"]
+    assert best == evaluate.main([*options, f"--decoder={decoder}"])["wer"] != evaluate.main(options)["wer"]
+
+
 def test_the_saved_folder_gives_the_same_text_and_scores_in_stock_transformers(finetuned, corpus):
     folder = Path(finetuned.run.output_dir)
     # in one padded batch, which would change the answers of stock Transformers
@@ -527,6 +549,9 @@ def test_the_saved_folder_gives_the_same_text_and_scores_in_stock_transformers(f
         "split": "dev",
         "kind": "manifest",
     }
+    row = (folder / "again" / "scores.md").read_text().splitlines()[-1]
+    assert row.startswith(f"| {folder / 'model'}, greedy | {100 * scores['wer']:.2f} (")
+    assert row.endswith(") | 4 | 1 |")
     assert scores["num_utterances"] == 4
     assert scores["audio_seconds"] == pytest.approx(sum(utterance["seconds"] for utterance in heard), abs=0.1)
 

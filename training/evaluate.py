@@ -29,6 +29,7 @@ from hf_wav2vec_family.speech_recognition_pipeline import blank_padding, min_num
 
 from .data import evaluation_batches
 from .sources import Source, open_source
+from .summarize import table
 
 
 @dataclass
@@ -153,7 +154,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", help="configuration of a Hub data set")
     parser.add_argument("--split", default="test")
     parser.add_argument("--text-column", help="column of the references, such as phones, if it has another name")
-    parser.add_argument("--output", type=Path, help="folder for scores.json and utterances.jsonl")
+    parser.add_argument("--output", type=Path, help="folder for scores.json, scores.md and utterances.jsonl")
     parser.add_argument("--decoder", metavar="FOLDER", help="of a beam search with its weights; greedy unless told")
     parser.add_argument("--text-case", choices=["upper", "lower"])
     parser.add_argument("--batch-seconds", type=float, default=60.0)
@@ -183,6 +184,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         data = {**asdict(source), "kind": open_source(source).kind}
         decoding = "beam search" if decoder else "greedy"
         write_report(options.output, {**scores, "source": data, "decoding": decoding}, utterances)
+        (options.output / "scores.md").write_text(table([scores], f"{options.model}, {decoding}") + "\n")
     return scores
 
 

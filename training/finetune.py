@@ -14,6 +14,8 @@ from torch import nn
 
 from hf_wav2vec_family import Wav2LetterCTCTokenizer
 from hf_wav2vec_family.decoding.alignment import writes_phones
+from hf_wav2vec_family.decoding.decoder_folder import load_decoder
+from hf_wav2vec_family.decoding.emissions import transitions_of
 from hf_wav2vec_family.phones import CMU_39, TIMIT_39, TIMIT_48, TIMIT_61, WSJ_GRAPHEMES
 
 from .collators import normalized_text
@@ -165,7 +167,9 @@ def hooks_of(recipe: Recipe, model: nn.Module):
 def evaluator(recipe: Recipe, processor, accelerator: Accelerator):
     """model -> error rates on the evaluation data; the table of utterances is written beside the run."""
     sources = openable(as_sources(recipe.data.evaluation, split="dev"))
-    folder = Path(recipe.run.output_dir)
+    folder, of_decoder = Path(recipe.run.output_dir), recipe.run.decoder
+    if of_decoder:
+        load_decoder(of_decoder, processor.tokenizer)  # what is wrong with it is said now
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         utterances, scores = evaluate_on(
@@ -174,6 +178,8 @@ def evaluator(recipe: Recipe, processor, accelerator: Accelerator):
             processor,
             batch_seconds=recipe.data.batch_seconds,
             text_case=recipe.data.text_case,
+            # anew, since the transitions of ASG learn
+            decoder=load_decoder(of_decoder, processor.tokenizer, transitions_of(model)) if of_decoder else None,
         )
         if accelerator.is_main_process:
             write_report(folder / "evaluation", scores, utterances)

@@ -151,6 +151,7 @@ def main(recipe: Recipe) -> dict:
         "pre-training",
         optimization=["frozen_encoder_steps", "linear_segmentation_steps"],
         data=["text_case"],
+        run=["decoder"],
         own=["pretrained", "encoder", "codes", "masking"],
     )
     accelerator = make_accelerator(recipe)

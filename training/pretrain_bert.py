@@ -130,6 +130,7 @@ def main(recipe: Recipe) -> dict:
         "pre-training on codes",
         optimization=of_others,
         data=of_audio,
+        run=["decoder"],
         own=["pretrained", "encoder", "do_normalize"],
     )
     accelerator = make_accelerator(recipe)

@@ -135,6 +135,8 @@ class RunRecipe:
             another run means its newest checkpoint where `output_dir` has none.
         evaluation_every_steps, checkpoint_every_steps: 0 means at the end only.
         best_metric: evaluation number whose lowest value marks the best model; nothing means the stage's own.
+        decoder: fine-tuning only: folder of a beam search that evaluations transcribe with, so that the best model is
+            the best one with its language model, as in the papers; nothing means greedy.
         keep_checkpoints: so many of the newest stay, and that of the best step.
         trackers: Accelerate's names, such as tensorboard or wandb. `log.jsonl` is always written.
     """
@@ -147,6 +149,7 @@ class RunRecipe:
     checkpoint_every_steps: int = 5000
     keep_checkpoints: int = 2
     best_metric: str | None = None
+    decoder: str | None = None
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
 
 

@@ -48,8 +48,9 @@ def table(scores: Sequence[dict], name: str) -> str:
         if len(values) > 1:
             cells.append(f"{values.mean():.2f} ± {values.std(ddof=1):.2f}")
         else:
-            low, high = (100 * end for end in scores[0][f"{rate}_interval"])
-            cells.append(f"{values[0]:.2f} ({low:.2f} to {high:.2f})")
+            interval = scores[0].get(f"{rate}_interval")  # a set without speech has none
+            extent = "" if interval is None else f" ({100 * interval[0]:.2f} to {100 * interval[1]:.2f})"
+            cells.append(f"{values[0]:.2f}{extent}")
     header = ["", *(rate.upper() for rate in rates), "utterances", "runs"]
     row = [name, *cells, str(scores[0]["num_utterances"]), str(len(scores))]
     lines = [header, ["---"] * len(header), row]

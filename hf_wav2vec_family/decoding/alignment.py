@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCTC, AutoProcessor, PreTrainedModel, PreTrainedTokenizer, ProcessorMixin
 
-from ..audio_reading import read_audio
+from ..audio_reading import Recording
 from ..viterbi import align_ctc, align_targets, best_paths
 from .emissions import Emissions, emissions_of
 from .pipeline import own_class
@@ -96,7 +96,7 @@ class Aligner:
                 or one too long for the recording.
         """
         extractor, tokenizer = self.processor.feature_extractor, self.processor.tokenizer
-        waveform = audio if isinstance(audio, np.ndarray) else read_audio(audio, extractor.sampling_rate)
+        waveform = audio if isinstance(audio, np.ndarray) else Recording(audio, extractor.sampling_rate)
         emissions = emissions_of(self.model, extractor, waveform, **self.chunking)
         labels = None
         if text is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, SequenceFeatureExtractor
 from transformers.utils import ModelOutput
 
+from ..audio_reading import Recording
 from ..speech_recognition_pipeline import frame_centers_of, min_num_samples
 
 
@@ -43,7 +44,7 @@ class Emissions:
 def emissions_of(
     model: PreTrainedModel,
     feature_extractor: SequenceFeatureExtractor,
-    waveform: np.ndarray,
+    waveform: np.ndarray | Recording,
     *,
     chunk_seconds: float | None = 30.0,
     context_seconds: float = 5.0,
@@ -78,23 +79,24 @@ def emissions_of(
             f"chunk_seconds={chunk_seconds} leaves no frame between twice context_seconds={context_seconds}."
         )
 
-    samples = torch.from_numpy(waveform)
-    mean, scale = _normalization(samples, feature_extractor)
-    parts = []
+    mean, scale = _normalization(waveform, feature_extractor)
+    table: Tensor | None = None
     for begin in range(0, total, step):
         end = min(begin + step, total)
         heard = max(begin - context, 0)
         # the last chunk hears the end, whatever is left of a frame there
         until = None if end + context >= total else (end + context - 1) * hop + needed
-        chunk = (samples[heard * hop : until] - mean) * scale
+        chunk = (torch.from_numpy(waveform[heard * hop : until]) - mean) * scale
         output = model(chunk.to(model.device, model.dtype).unsqueeze(0))
         scores = frame_scores(output)
         scores = scores.log_softmax(dim=-1) if transitions_of(model) is None else scores
-        parts.append(scores[0, begin - heard : end - heard].float().cpu())
+        if table is None:  # all of it at once, since to put parts together takes twice the memory
+            table = torch.empty(total, scores.shape[-1])
+        table[begin:end] = scores[0, begin - heard : end - heard]
         if watch is not None:
             watch(end / total)
     return Emissions(
-        scores=torch.cat(parts),
+        scores=table,
         transitions=transitions_of(model),
         first_seconds=first / sampling_rate,
         hop_seconds=hop / sampling_rate,
@@ -102,12 +104,17 @@ def emissions_of(
     )
 
 
-def _normalization(samples: Tensor, feature_extractor: SequenceFeatureExtractor) -> tuple[Tensor, Tensor]:
+def _normalization(
+    waveform: np.ndarray | Recording, feature_extractor: SequenceFeatureExtractor
+) -> tuple[float, float]:
     """Mean and factor that make of a waveform [S] what its feature extractor would, without a copy of all of it."""
     if not feature_extractor.do_normalize:
-        return torch.zeros(()), torch.ones(())
-    variance, mean = torch.var_mean(samples, correction=0)
-    return mean, (variance + 1e-7).rsqrt()
+        return 0.0, 1.0
+    if isinstance(waveform, Recording):
+        mean, variance = waveform.mean, waveform.variance
+    else:
+        variance, mean = (value.item() for value in torch.var_mean(torch.from_numpy(waveform), correction=0))
+    return mean, (variance + 1e-7) ** -0.5
 
 
 def frame_scores(outputs: ModelOutput) -> Tensor:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from transformers import AutoProcessor
 
-from ..audio_reading import read_audio
+from ..audio_reading import Recording
 from ..decoding.alignment import Alignment, best_path, timed
 from ..decoding.decoder_folder import decoder_of
 from ..decoding.emissions import emissions_of
@@ -50,8 +50,8 @@ def recogniser(source: str):
 def transcribe(source: str, clip: str | Path, watch: Callable[[float], None] | None = None) -> Alignment:
     """What is said in a file and when; `watch` is told which share has been heard."""
     model, processor, decoder = recogniser(source)
-    waveform = read_audio(clip, processor.feature_extractor.sampling_rate)
-    emissions = emissions_of(model, processor.feature_extractor, waveform, watch=watch)
+    recording = Recording(clip, processor.feature_extractor.sampling_rate)
+    emissions = emissions_of(model, processor.feature_extractor, recording, watch=watch)
     if decoder is None:
         path = best_path(emissions, None, blank=processor.tokenizer.pad_token_id)
     else:
