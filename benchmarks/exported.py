@@ -119,7 +119,9 @@ def measure(name: str, folder: Path, corpus: str | None, options: argparse.Names
         row = {"model": name, "difference": exported.difference}
         row |= {f"mb_{run}": exported.files[file] / 1e6 for run, file in (("onnx", MODEL), ("int8", QUANTIZED))}
         row |= latencies(runs, options.seconds, options.rounds)
-        return row | (on_corpus(runs, folder, corpus, options) if corpus else on_noise(runs, options.seconds))
+        row |= on_corpus(runs, folder, corpus, options) if corpus else on_noise(runs, options.seconds)
+    print(json.dumps(row), flush=True)
+    return row
 
 
 def random_model(name: str, options: argparse.Namespace) -> dict:
