@@ -35,7 +35,7 @@ MODEL ?= $(OUTPUT)/finetuning/model
 demo: .venv-demo
 	.venv-demo/bin/python -m hf_wav2vec_family.demo --model $(MODEL) $(ARGS)
 
-# The site, in site/; a warning is an error.
+# The site, in site/; a warning is an error. SELF_CONTAINED=true has its readers need no network for the diagrams.
 docs: .venv-docs
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict -f docs/mkdocs.yml
 

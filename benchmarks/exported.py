@@ -3,17 +3,16 @@
 python -m benchmarks.exported                                                 random weights in the papers' sizes
 python -m benchmarks.exported runs/mine-ctc/model --data /my/corpus --split dev
 
-Latency is the median over `--rounds` of one clip of `--seconds`, PyTorch and both graphs in turn. With `--data` the
-CER is that of greedy text over `--limit` utterances; without it `agreement` says at which share of the frames the best
-symbol is that of PyTorch, which for random weights is only a hint.
+Latency is the median over `--rounds` of one clip of `--seconds`, PyTorch and both graphs in turn. `agreement` is the
+share of frames whose best symbol is that of PyTorch: of the utterances of a corpus, whose greedy text gives the CER
+too, or of a clip of noise, which with random weights is only a hint.
 """
 
 import argparse
+import itertools
 import json
-import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,11 +24,16 @@ import torch
 from transformers import AutoProcessor
 
 import hf_wav2vec_family as family
+from hf_wav2vec_family.audio_reading import read_audio
 from hf_wav2vec_family.export import export_model
 from hf_wav2vec_family.export.opening import model_class
 from hf_wav2vec_family.export.writing import MODEL, QUANTIZED
+from training.collators import normalized_text
 from training.sources import Source, open_source
 
+from .comparing import circumstances, now, options_of, prepare
+
+SAMPLING_RATE = 16_000
 SYMBOLS = {"vocab_size": 32, "pad_token_id": 0}
 # what each model is called and makes its configuration of
 PAPERS = {
@@ -40,16 +44,17 @@ PAPERS = {
     "wav2vec2-base": ("Wav2Vec2", family.Wav2Vec2Config),
     "wav2letter": ("Wav2Letter", partial(family.Wav2LetterConfig, criterion="ctc")),
 }
-Run = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# waveform [1, S] -> scores [1, T, V]
+Run = Callable[[np.ndarray], np.ndarray]
 
 
 def runners(folder: Path, exported: Path, threads: int) -> dict[str, Run]:
-    """PyTorch and both graphs as functions of waveforms [B, S] and mask [B, S] to scores [B, T, V]."""
+    """PyTorch and both graphs."""
     model = model_class(folder).from_pretrained(folder).eval()
 
     @torch.inference_mode()
-    def in_torch(waveforms, mask):
-        outputs = model(torch.from_numpy(waveforms), attention_mask=torch.from_numpy(mask))
+    def in_torch(waveform):
+        outputs = model(torch.from_numpy(waveform))
         emissions = outputs.get("emissions")
         return (outputs.logits if emissions is None else emissions).numpy()
 
@@ -58,93 +63,95 @@ def runners(folder: Path, exported: Path, threads: int) -> dict[str, Run]:
     runs = {"torch": in_torch}
     for name, file in (("onnx", MODEL), ("int8", QUANTIZED)):
         session = onnxruntime.InferenceSession(exported / file, options, providers=["CPUExecutionProvider"])
-        first = session.get_outputs()[0].name
-        runs[name] = lambda waveforms, mask, session=session, first=first: session.run(
-            [first], {"input_values": waveforms, "attention_mask": mask}
-        )[0]
+        runs[name] = partial(in_graph, session)
     return runs
+
+
+def in_graph(session: onnxruntime.InferenceSession, waveform: np.ndarray) -> np.ndarray:
+    first = session.get_outputs()[0].name
+    return session.run([first], {"input_values": waveform, "attention_mask": np.ones(waveform.shape, np.int64)})[0]
+
+
+def noise(seconds: float) -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 0.1, (1, int(SAMPLING_RATE * seconds))).astype(np.float32)
 
 
 def latencies(runs: dict[str, Run], seconds: float, rounds: int) -> dict[str, float]:
     """Median seconds of each run on one clip, in turn, so that whatever else the machine does falls on all."""
-    samples = np.random.default_rng(0).normal(0, 0.1, (1, int(16_000 * seconds))).astype(np.float32)
-    mask, measured = np.ones(samples.shape, np.int64), {name: [] for name in runs}
+    waveform, measured = noise(seconds), {name: [] for name in runs}
     for _ in range(rounds + 1):
         for name, run in runs.items():
-            began = time.perf_counter()
-            run(samples, mask)
-            measured[name].append(time.perf_counter() - began)
-    return {name: statistics.median(times[1:]) for name, times in measured.items()}
+            began = now()
+            run(waveform)
+            measured[name].append(now() - began)
+    return {f"seconds_{name}": statistics.median(times[1:]) for name, times in measured.items()}
 
 
-def agreement(runs: dict[str, Run], seconds: float) -> dict[str, float]:
-    samples = np.random.default_rng(1).normal(0, 0.1, (1, int(16_000 * seconds))).astype(np.float32)
-    best = {name: run(samples, np.ones(samples.shape, np.int64)).argmax(-1) for name, run in runs.items()}
-    return {name: float((found == best["torch"]).mean()) for name, found in best.items()}
+def agreement(best: dict[str, list[np.ndarray]]) -> dict[str, float]:
+    """Of the symbols [T] that each run finds best in each clip."""
+    joined = {name: np.concatenate(symbols) for name, symbols in best.items()}
+    return {f"agreement_{name}": float((joined[name] == joined["torch"]).mean()) for name in ("onnx", "int8")}
 
 
-def character_error_rates(runs: dict[str, Run], folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Greedy CER of each run over the first utterances of a corpus."""
+def on_noise(runs: dict[str, Run], seconds: float) -> dict[str, float]:
+    return agreement({name: [run(noise(seconds))[0].argmax(-1)] for name, run in runs.items()})
+
+
+def on_corpus(runs: dict[str, Run], folder: Path, corpus: str, options: argparse.Namespace) -> dict[str, float]:
+    """Greedy CER of each run over the first utterances of a corpus, in the case of the model's letters."""
     processor = AutoProcessor.from_pretrained(folder)
-    rows = [
-        row
-        for _, row in zip(
-            range(options.limit), open_source(Source(options.data, None, options.split)).rows(), strict=False
-        )
-    ]
-    texts = {name: [] for name in runs}
-    from hf_wav2vec_family.audio_reading import read_audio
-
+    rows = list(itertools.islice(open_source(Source(corpus, None, options.split)).rows(), options.limit))
+    best = {name: [] for name in runs}
     for row in rows:
-        inputs = processor(read_audio(row.audio, 16_000), sampling_rate=16_000, return_tensors="np")
-        waveforms = inputs["input_values"].astype(np.float32)
-        mask = np.ones(waveforms.shape, np.int64)
+        inputs = processor(read_audio(row.audio, SAMPLING_RATE), sampling_rate=SAMPLING_RATE, return_tensors="np")
         for name, run in runs.items():
-            texts[name].append(processor.batch_decode(run(waveforms, mask).argmax(-1))[0])
-    references = [row.text for row in rows]
-    upper = [reference.upper() for reference in references] if texts["torch"][0].isupper() else references
-    return {name: jiwer.cer(upper, found) for name, found in texts.items()}
+            best[name].append(run(inputs["input_values"].astype(np.float32))[0].argmax(-1))
+    case = "upper" if "E" in processor.tokenizer.get_vocab() else "lower"
+    references = [normalized_text(row.text, case) for row in rows]
+    texts = {name: processor.batch_decode(symbols) for name, symbols in best.items()}
+    return {f"cer_{name}": jiwer.cer(references, found) for name, found in texts.items()} | agreement(best)
 
 
-def measure(name: str, folder: Path, options: argparse.Namespace) -> dict:
+def measure(name: str, folder: Path, corpus: str | None, options: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory() as temporary:
         exported = export_model(folder, Path(temporary), int8=True)
         runs = runners(folder, Path(temporary), options.threads)
         row = {"model": name, "difference": exported.difference}
-        row |= {f"mib_{run}": exported.files[file] / 2**20 for run, file in (("onnx", MODEL), ("int8", QUANTIZED))}
-        row |= {f"seconds_{run}": value for run, value in latencies(runs, options.seconds, options.rounds).items()}
-        judged = character_error_rates(runs, folder, options) if options.data else agreement(runs, options.seconds)
-        return row | {f"{'cer' if options.data else 'agreement'}_{run}": value for run, value in judged.items()}
+        row |= {f"mb_{run}": exported.files[file] / 1e6 for run, file in (("onnx", MODEL), ("int8", QUANTIZED))}
+        row |= latencies(runs, options.seconds, options.rounds)
+        row |= on_corpus(runs, folder, corpus, options) if corpus else on_noise(runs, options.seconds)
+    print(json.dumps(row), flush=True)
+    return row
 
 
-def main(arguments: list[str] | None = None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def random_model(name: str, options: argparse.Namespace) -> dict:
+    prefix, configuration = PAPERS[name]
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        getattr(family, f"{prefix}ForCTC")(configuration(**SYMBOLS)).save_pretrained(folder)
+        return measure(name, Path(folder), None, options)
+
+
+def main():
+    parser = options_of(__doc__)
     parser.add_argument("models", nargs="*", type=Path, help="folders of CTC models; by default random ones")
     parser.add_argument("--only", nargs="+", choices=PAPERS, default=list(PAPERS), help="of the random ones")
     parser.add_argument("--data", help="corpus with transcripts")
     parser.add_argument("--split", default="dev")
-    parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--limit", type=int, default=100, help="of its utterances")
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    versions = {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__, "machine": platform.machine()}
-    print(json.dumps({**versions, "threads": options.threads, "clip_seconds": options.seconds}))
-    rows = [measure(str(folder), folder, options) for folder in options.models]
-    for name in options.only if not options.models else ():
-        prefix, configuration = PAPERS[name]
-        torch.manual_seed(0)
-        model = getattr(family, f"{prefix}ForCTC")(configuration(**SYMBOLS))
-        with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(folder)
-            rows.append(measure(name, Path(folder), options))
-            print(json.dumps(rows[-1]), flush=True)
+    options = parser.parse_args()
+    prepare(options)
+    rows = [measure(str(folder), folder, options.data, options) for folder in options.models]
+    rows += [] if options.models else [random_model(name, options) for name in options.only]
     columns = list(rows[0])
     print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
     for row in rows:
         cells = [row[column] if isinstance(row[column], str) else f"{row[column]:.4g}" for column in columns]
         print("| " + " | ".join(cells) + " |")
+    if options.output:
+        about = {**circumstances(options), "onnxruntime": onnxruntime.__version__, "clip_seconds": options.seconds}
+        options.output.write_text(json.dumps({**about, "models": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -43,12 +43,14 @@ def served(**models: str) -> Iterator[str]:
 
 
 @contextmanager
-def browsed(url: str):
-    """A page of the browser."""
+def browsed(url: str, said: Path | None = None):
+    """A page of the browser; its microphone hears the WAV file `said`, again and again."""
     from playwright.sync_api import sync_playwright
 
+    microphone = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
+    arguments = [] if said is None else [*microphone, f"--use-file-for-fake-audio-capture={said}"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox", *arguments])
         page = browser.new_page(viewport={"width": 1100, "height": 900})
         page.set_default_timeout(PATIENCE_MS)
         page.goto(url)
@@ -82,6 +84,17 @@ def codes(page, clip: Path, screenshot: Path):
     page.get_by_role("button", name="Show its codes").click()
     page.locator("#codes img").wait_for()
     page.screenshot(path=str(screenshot))
+
+
+def speak(page, screenshot: Path) -> str:
+    """Records in the third tab until there is text, takes a picture, stops; the text."""
+    page.get_by_role("tab", name="Live").click()
+    page.get_by_role("button", name="Record", exact=True).click()
+    page.locator("#window img").wait_for()
+    page.wait_for_function("() => document.querySelector('#heard textarea').value !== ''")
+    page.screenshot(path=str(screenshot))
+    page.get_by_role("button", name="Stop", exact=True).click()
+    return page.locator("#heard textarea").input_value()
 
 
 if __name__ == "__main__":

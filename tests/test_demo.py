@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from demo_browser import browsed, chromium, codes, served, transcribe
+from demo_browser import browsed, chromium, codes, served, speak, transcribe
 from publications import configuration_of, save_ctc_run, save_processor
 
 import hf_wav2vec_family as family
@@ -34,9 +34,12 @@ def recogniser(tmp_path_factory) -> Path:
 def clip(tmp_path_factory) -> Path:
     """Three seconds of noise that swells."""
     samples = np.random.default_rng(0).normal(0, 0.2, 48_000) * np.linspace(0.2, 1, 48_000)
-    path = tmp_path_factory.mktemp("clips") / "clip.wav"
+    return write_wav(tmp_path_factory.mktemp("clips") / "clip.wav", samples, 16_000)
+
+
+def write_wav(path: Path, samples: np.ndarray, rate: int) -> Path:
     with wave.open(str(path), "wb") as file:
-        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.setparams((1, 2, rate, 0, "NONE", ""))
         file.writeframes((samples * 32767).astype(np.int16).tobytes())
     return path
 
@@ -62,6 +65,23 @@ def test_a_file_put_into_the_browser_comes_back_as_words_that_seek(recogniser, c
     assert seen.player_seconds == pytest.approx(seen.words[-1][1], abs=0.5)
     for name in ("demo.png", "codes.png"):
         assert (tmp_path / name).stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@needs_a_browser
+def test_speech_into_the_microphone_comes_back_as_features_and_text(tmp_path, monkeypatch):
+    recogniser = save_ctc_run(tmp_path / "run", "cpc")
+    seconds = np.arange(96_000) / 48_000
+    # in pulses, since browsers take what goes on and on for noise
+    tone = write_wav(tmp_path / "said.wav", np.sin(2 * np.pi * 440 * seconds) * (seconds % 0.4 < 0.2), 48_000)
+    heard, hear = [], Live.hear
+    monkeypatch.setattr(Live, "hear", lambda live, samples: heard.append((live.rate, samples)) or hear(live, samples))
+    with served(live=str(recogniser)) as url, browsed(url, said=tone) as page:
+        assert speak(page, tmp_path / "live.png")
+    samples, rate = np.concatenate([samples for _, samples in heard]), heard[0][0]
+    loudest = np.abs(np.fft.rfft(samples)).argmax() * rate / len(samples)
+    assert loudest == pytest.approx(440, abs=10)
+    assert (tmp_path / "live.png").stat().st_size > 10_000
 
 
 def test_long_recordings_say_how_far_they_are(recogniser, clip):

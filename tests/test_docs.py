@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import html
 import importlib.util
 import io
 import os
@@ -22,6 +23,10 @@ DOCUMENTS = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", 
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?<!`)`((?:python|accelerate|make|torchrun) [^`]*)`")
 PROJECT = (ROOT / "pyproject.toml").read_text()
+FORMULA = re.compile(r"\\\(.*?\\\)|\\\[ .*?\\\]", flags=re.DOTALL)
+needs_the_site = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("mkdocs", "ziamath"))), reason='the site needs pip install ".[docs]"'
+)
 # what they name is a file or a model that only the reader has
 NEEDS_A_MODEL = ("from_pretrained(", "transcriber(", "pipeline(")
 LAUNCHERS = ("accelerate", "torchrun")
@@ -144,10 +149,20 @@ def test_every_page_is_in_the_navigation():
         assert str(page.relative_to(ROOT / "docs" / "pages")) in settings, page
 
 
+@needs_the_site
+def test_every_formula_is_drawn_no_higher_than_a_formula_is():
+    drawing = runpy.run_path(str(ROOT / "docs" / "formulas.py"))["on_page_content"]
+    formulas = [tex for page in PAGES for tex in FORMULA.findall(page.read_text())]
+    assert len(formulas) > 50
+    for tex in formulas:
+        tag = "div" if tex.startswith("\\[") else "span"
+        drawn = drawing(f'<{tag} class="arithmatex">{html.escape(tex)}</{tag}>')
+        height = float(re.search(r'<svg[^>]* height="([\d.]+)em"', drawn)[1])
+        assert height < (6 if tag == "div" else 2.5), tex
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("mkdocs") is None, reason='mkdocs is not installed: pip install ".[docs]"'
-)
+@needs_the_site
 def test_the_site_is_built_without_a_warning(tmp_path):
     command = [
         sys.executable,
@@ -164,4 +179,6 @@ def test_the_site_is_built_without_a_warning(tmp_path):
         command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     )
     assert built.returncode == 0, built.stderr
-    assert (tmp_path / "site" / "architectures" / "cpc" / "index.html").exists()
+    page = (tmp_path / "site" / "architectures" / "cpc" / "index.html").read_text()
+    assert "<svg" in page
+    assert re.findall(r'<(?:script|link)[^>]* (?:src|href)="(?:https?:)?//', page) == []

@@ -15,6 +15,7 @@ from publications import save_processor
 
 from hf_wav2vec_family.export import export_model, graph_of
 from hf_wav2vec_family.export.__main__ import main
+from hf_wav2vec_family.export.opening import tokenizer_of
 from hf_wav2vec_family.export.writing import PROGRAM, TOLERANCE, compare, quiet, write_onnx
 
 pytest.importorskip("onnxscript", reason='onnxscript is not installed: pip install ".[export]"')
@@ -80,6 +81,12 @@ def test_a_stream_in_pieces_equals_the_whole_clip(name, tmp_path):
     with torch.no_grad():
         expected = model(torch.from_numpy(whole)).logits.numpy()
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cpc-modified", "wav2vec2-group"])
+def test_a_recogniser_may_come_without_letters(name, tmp_path):
+    model_of(name).save_pretrained(tmp_path)
+    assert tokenizer_of(tmp_path) is None
 
 
 @pytest.mark.parametrize("name", ["wav2vec", "wav2vec2-group"])

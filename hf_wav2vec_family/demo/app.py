@@ -94,7 +94,7 @@ def build(model: str = "", codes: str = "", live: str = "") -> gr.Blocks:
             streamed = gr.Textbox(live, label="CPC, or wav2vec or vq-wav2vec with conv_norm=layer")
             microphone = gr.Audio(sources=["microphone"], streaming=True, type="numpy", label="speak")
             window = gr.Image(label="the last seconds: a column per frame, a row per unit", elem_id="window")
-            heard = gr.Textbox(label="text, where the model has a CTC head")
+            heard = gr.Textbox(label="text, where the model has a CTC head", elem_id="heard")
             state = gr.State()
             microphone.stream(
                 listen, [streamed, microphone, state], [window, heard, state], stream_every=0.5, show_progress="hidden"

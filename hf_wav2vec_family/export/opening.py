@@ -25,7 +25,8 @@ def tokenizer_of(folder: str | Path, **hub: Any) -> PreTrainedTokenizerBase | No
     """The tokenizer of a folder or repository, or None where there is none, as beside an encoder."""
     try:
         return AutoTokenizer.from_pretrained(folder, **hub)
-    except (OSError, ValueError):
+    # the last where Transformers knows the tokenizer of an architecture, and opens the vocabulary that is not there
+    except (OSError, ValueError, TypeError):
         return None
 
 
