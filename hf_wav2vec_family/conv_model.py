@@ -32,6 +32,10 @@ class ConvModelMixin:
     # every class of the folder that an Auto class finds, as {Auto class: file.Class}
     travelling_classes: ClassVar[dict[str, str]] = {}
 
+    def get_input_embeddings(self) -> nn.Module | None:
+        """None: a waveform is looked up in no table. Accelerate's FSDP2 asks, and Transformers' answer is an error."""
+        return None
+
     def num_frames(self, num_samples: int | Tensor) -> int | Tensor:
         """Frames of the convolutions for a number of samples at 16 kHz (or a tensor of them)."""
         return num_frames(num_samples, self.config.conv_kernel, self.config.conv_stride)

@@ -73,6 +73,10 @@ class DiscreteBertPreTrainedModel(ConvModelMixin, PreTrainedModel):
             init.copy_(module.code_numbers, table.numbers)
             init.copy_(module.code_ids, table.ids)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Of codes, by which RoBERTa reads them."""
+        return self.base_model.roberta.get_input_embeddings()
+
 
 def table_of_all_words(config: DiscreteBertConfig) -> CodeTable:
     """The vocabulary of all V^G words, or an empty one where the embedding has fewer rows."""
@@ -157,9 +161,6 @@ class DiscreteBertModel(DiscreteBertPreTrainedModel):
     def freeze_feature_encoder(self):
         """Stops training the convolutions, which do not learn in any case."""
         self.vq_wav2vec.requires_grad_(False)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.roberta.get_input_embeddings()
 
     def quantize(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Codes [B, T, G] int64 of the waveform [B, S]; those of padded frames mean nothing."""
