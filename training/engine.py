@@ -22,6 +22,10 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs()],
         step_scheduler_with_optimizer=False,
     )
+    if recipe.optimization.mixed_precision == "auto":
+        accelerator.print(
+            f"optimization.mixed_precision: auto is {accelerator.mixed_precision} on {accelerator.device}"
+        )
     if keeps_gradients(accelerator):
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         refuse_with_deepspeed(recipe, config["zero_optimization"]["stage"], accelerator.mixed_precision)

@@ -184,6 +184,7 @@ class RunLog:
             "seconds": round(time.perf_counter() - self.began, 1),
             "processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device),
+            "mixed_precision": self.accelerator.mixed_precision,
             "data": getattr(batches, "summary", dict)(),
         }
         if self.accelerator.is_main_process:
