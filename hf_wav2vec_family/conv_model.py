@@ -32,6 +32,10 @@ class ConvModelMixin:
     # every class of the folder that an Auto class finds, as {Auto class: file.Class}
     travelling_classes: ClassVar[dict[str, str]] = {}
 
+    def get_input_embeddings(self) -> nn.Module | None:
+        """None: a waveform is looked up in no table. Accelerate's FSDP2 asks, and Transformers' answer is an error."""
+        return None
+
     def num_frames(self, num_samples: int | Tensor) -> int | Tensor:
         """Frames of the convolutions for a number of samples at 16 kHz (or a tensor of them)."""
         return num_frames(num_samples, self.config.conv_kernel, self.config.conv_stride)
@@ -77,8 +81,15 @@ class ConvModelMixin:
 
         # saving adds only the class of the model itself
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **self.travelling_classes}
-        transcribes = self.travelling_classes["AutoModelForCTC"].endswith(f".{type(self).__name__}")
+        own_class = next(kind for kind in type(self).__mro__ if not kind.__module__.startswith("torch."))
+        transcribes = self.travelling_classes["AutoModelForCTC"].endswith(f".{own_class.__name__}")
         file = SpeechRecognitionPipeline.__module__.rpartition(".")[2]
         custom = {"impl": f"{file}.{SpeechRecognitionPipeline.__name__}", "pt": ["AutoModelForCTC"]}
         self.config.custom_pipelines = {SPEECH_RECOGNITION: custom} if transcribes else {}
-        super().save_pretrained(save_directory, *args, **kwargs)
+        # FSDP2 puts a class of its making over that of the model, whose name and file would go into the folder
+        kind = type(self)
+        self.__class__ = own_class
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.__class__ = kind

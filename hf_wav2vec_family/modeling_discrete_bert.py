@@ -76,6 +76,10 @@ class DiscreteBertPreTrainedModel(ConvModelMixin, PreTrainedModel):
             init.copy_(module.code_numbers, table.numbers)
             init.copy_(module.code_ids, table.ids)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Of codes, by which RoBERTa reads them."""
+        return self.base_model.roberta.get_input_embeddings()
+
 
 def table_of_all_words(config: DiscreteBertConfig) -> CodeTable:
     """The vocabulary of all V^G words, or an empty one where the embedding has fewer rows."""

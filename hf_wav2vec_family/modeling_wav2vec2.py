@@ -412,6 +412,10 @@ class Wav2Vec2PreTrainedModel(transformers_wav2vec2.Wav2Vec2PreTrainedModel):
         elif isinstance(module, Wav2Vec2ForPreTraining):
             init.constant_(module.gumbel_temperature, self.config.gumbel_temperature)
 
+    def get_input_embeddings(self) -> None:
+        """None: a waveform is looked up in no table. Accelerate's FSDP2 asks, and Transformers' answer is an error."""
+        return None
+
     def num_frames(self, num_samples: int | Tensor) -> int | Tensor:
         """Frames of the convolutions for a number of samples at 16 kHz (or a tensor of them)."""
         return num_frames(num_samples, self.config.conv_kernel, self.config.conv_stride)

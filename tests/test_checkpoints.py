@@ -161,15 +161,17 @@ def test_a_run_goes_on_from_its_own_checkpoint_and_without_one_from_that_of_a_fo
 
     saved, asked = run.save(3), []
 
-    def download(repository, *, allow_patterns):
-        asked.append((repository, allow_patterns))
+    def download(repository, *, allow_patterns, revision=None):
+        asked.append((repository, revision, *allow_patterns))
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert found(True) is found(False) is None
     assert found(str(tmp_path)) == found(str(tmp_path / "checkpoints")) == found("owner/run") == saved
-    assert asked == [("owner/run", [f"checkpoints/{name}"]) for name in ("*/run.json", "step-00000003/*")]
-    monkeypatch.setattr(checkpoints, "download_checkpoints", lambda _: str(own))
+    listed, fetched = asked
+    assert listed == ("owner/run", None, "checkpoints/*/run.json")
+    assert fetched == ("owner/run", tmp_path.name, "checkpoints/step-00000003/*")
+    monkeypatch.setattr(checkpoints, "download_run_states", lambda _: own)
     with pytest.raises(ValueError, match=r"run\.resume: no checkpoint in .*owner"):
         found("owner/nothing")
     run.folder = own

@@ -22,6 +22,8 @@ CTC_LABELS = torch.tensor([[1, 3, 3, 6, 0], [4, 5, -100, -100, -100], [6, 1, 0, 
 CLIP_LABELS = torch.tensor([4, 0, 2])
 CLASSIFIERS = [Wav2Vec2ForSequenceClassification, Wav2Vec2ForAudioFrameClassification]
 MODELS = [Wav2Vec2ForCTC, *CLASSIFIERS]
+PUBLIC = [getattr(family, name) for name in family.__all__]
+ALL_MODELS = [kind for kind in PUBLIC if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)]
 
 
 def make_model(kind, **options):
@@ -261,6 +263,17 @@ def test_a_ctc_head_without_a_vocabulary_is_refused():
 def test_a_tuple_is_returned_when_asked_for(kind):
     model, clips = make_model(kind), make_clips()
     assert torch.equal(model(**clips, return_dict=False)[0], model(**clips).logits)
+
+
+@pytest.mark.parametrize("kind", ALL_MODELS, ids=lambda kind: kind.__name__)
+def test_waveforms_are_heard_without_a_table_of_embeddings_and_codes_are_read_by_one(kind):
+    configurations = [configuration_of(name, vocab_size=8)[1] for name in (*CONFIGURATIONS, "wav2vec2")]
+    model = kind(next(config for config in configurations if isinstance(config, kind.config_class)))
+    table = model.get_input_embeddings()
+    if model.config.model_type == "discrete-bert":
+        assert table is model.base_model.roberta.embeddings.word_embeddings
+    else:
+        assert table is None
 
 
 @pytest.mark.parametrize("name", [*CONFIGURATIONS, "wav2vec2"])

@@ -12,6 +12,8 @@ import soundfile
 import torch
 import transformers
 from publications import CONFIGURATIONS, SMALL_WAV2LETTER, save_ctc_run
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import hf_wav2vec_family as family
 from hf_wav2vec_family.decoding.pipeline import transcriber
@@ -146,6 +148,21 @@ def test_every_auto_class_loads_a_folder_without_the_package_and_so_it_does_afte
         load_without_the_package(
             tmp_path / folder, tmp_path / "expected.pt", tmp_path / again, tmp_path / f"modules of {folder}"
         )
+
+
+def test_a_model_whose_weights_are_split_is_saved_as_it_was_before(tmp_path):
+    model = model_of("cpc", "ForCTC")
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "whole")
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        model.save_pretrained(tmp_path / "split", state_dict=weights)
+        assert type(model).__name__ == "FSDPCPCForCTC"
+    finally:
+        torch.distributed.destroy_process_group()
+    whole, split = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("whole", "split"))
+    assert split == whole
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)

@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import queue
 import traceback
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,15 +18,20 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     FullyShardedDataParallelPlugin,
-    fsdp2_prepare_model,
+    ParallelismConfig,
 )
 from runs import forget_accelerator
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 import hf_wav2vec_family
-from training import finetune, pretrain
-from training.engine import keeps_gradients, mixed_precision, refuse_with_deepspeed, tell_deepspeed
+from training import engine, finetune, pretrain
+from training.engine import (
+    keeps_gradients,
+    mixed_precision,
+    refuse_with_deepspeed,
+    refuse_with_fsdp,
+    tell_deepspeed,
+)
 from training.gradients import accumulate, apply_gradients
 from training.recipe import OptimizationRecipe, Recipe, RunRecipe
 from training.run_log import RunLog
@@ -119,12 +126,12 @@ def compute_objective(model, batch: dict):
     return pretrain.StepOutput(output.loss, output.num_targets)
 
 
-def make_accelerator() -> Accelerator:
+def make_accelerator(rank: int = 0, world_size: int = 1) -> Accelerator:
     forget_accelerator()
     return Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs()])
 
 
-def make_accelerator_of_deepspeed(stage: int, rank: int, world_size: int) -> Accelerator:
+def make_accelerator_of_deepspeed(rank: int, world_size: int, *, stage: int) -> Accelerator:
     """With ZeRO's `stage`. Accelerate starts DeepSpeed's processes on a CPU, but counts them only with a GPU."""
     forget_accelerator()
     del os.environ["ACCELERATE_USE_CPU"]
@@ -138,25 +145,23 @@ def make_accelerator_of_deepspeed(stage: int, rank: int, world_size: int) -> Acc
     return accelerator
 
 
-def split_among_processes(model: torch.nn.Module, num_processes: int):
-    """FSDP2 as Accelerate makes it of training/accelerate/fsdp2.yaml; its launcher itself does not reach a CPU."""
-    # Accelerate splits the embeddings as well, which are within a layer that the model would have kept whole
-    layers = ["RobertaLayer"] if hasattr(model.base_model, "roberta") else None
+def make_accelerator_of_fsdp(rank: int, world_size: int, *, layers: list[str] | None = None) -> Accelerator:
+    """With FSDP2 as in training/accelerate/fsdp2.yaml, for one model. Accelerate counts it only with a GPU."""
+    accelerator = make_accelerator()
+    wrapping = {"auto_wrap_policy": "transformer_based_wrap", "transformer_cls_names_to_wrap": layers}
     plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=layers,
-        reshard_after_forward=True,
+        fsdp_version=2, reshard_after_forward=True, cpu_ram_efficient_loading=False, **wrapping
     )
-    stands_for_accelerator = SimpleNamespace(
-        state=SimpleNamespace(fsdp_plugin=plugin),
-        torch_device_mesh=init_device_mesh("cpu", (num_processes,), mesh_dim_names=("dp_shard",)),
-        parallelism_config=SimpleNamespace(fsdp_dim_names=("dp_shard",)),
-        mixed_precision="no",
-        device=torch.device("cpu"),
-        is_main_process=True,
-    )
-    fsdp2_prepare_model(stands_for_accelerator, model)
+    parallelism = ParallelismConfig(dp_shard_size=world_size)
+    AcceleratorState._shared_state |= {
+        "fsdp_plugin": plugin,
+        "parallelism_config": parallelism,
+        "device_mesh": parallelism.build_device_mesh("cpu"),
+    }
+    for state in (AcceleratorState, PartialState):
+        state._shared_state |= {"distributed_type": DistributedType.FSDP}
+    assert accelerator.is_fsdp2
+    return accelerator
 
 
 def with_letters(class_name: str, fields: dict) -> dict:
@@ -165,7 +170,7 @@ def with_letters(class_name: str, fields: dict) -> dict:
     return {**of_ctc, **fields} if class_name.endswith("CTC") else fields
 
 
-def step_of(case: str, accelerator: Accelerator, num_batches: int, *, split: bool = False) -> dict[str, torch.Tensor]:
+def step_of(case: str, accelerator: Accelerator, num_batches: int) -> dict[str, torch.Tensor]:
     """The weights after one step of this rank's `num_batches` of all the batches."""
     class_name, fields = CASES[case]
     torch.manual_seed(0)
@@ -173,13 +178,8 @@ def step_of(case: str, accelerator: Accelerator, num_batches: int, *, split: boo
     model = model_class(model_class.config_class(**with_letters(class_name, fields))).train()
     if class_name.endswith("CTC"):
         finetune.expect_unused_parameters(accelerator)
-    if split:
-        split_among_processes(model, accelerator.num_processes)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
-    if split:
-        optimizer = accelerator.prepare(optimizer)
-    else:
-        model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = accelerator.prepare(model, optimizer)
     bare = accelerator.unwrap_model(model)
     if hasattr(bare, "set_layerdrop_seed"):
         bare.set_layerdrop_seed(1)  # two of four layers run
@@ -187,9 +187,11 @@ def step_of(case: str, accelerator: Accelerator, num_batches: int, *, split: boo
     pieces = np.array_split(all_rows, accelerator.num_processes * num_batches)
     batches = iter([batch_of(list(piece)) for piece in pieces[accelerator.process_index :: accelerator.num_processes]])
     stage = Stage(compute=finetune.compute if class_name.endswith("CTC") else compute_objective, save=None)
-    log = RunLog(Recipe(run=RunRecipe(output_dir="nowhere")), accelerator)
+    clipping = OptimizationRecipe(max_grad_norm=MAX_NORM)
+    log = RunLog(Recipe(run=RunRecipe(output_dir="nowhere"), optimization=clipping), accelerator)
     total = accumulate(accelerator, model, batches, stage, log, num_batches)
-    apply_gradients(accelerator, model, optimizer, total, max_norm=MAX_NORM)
+    log.add_gradient(apply_gradients(accelerator, model, optimizer, total, max_norm=MAX_NORM))
+    log.vitals.read()  # what a line of the log asks of a gradient
     if keeps_gradients(accelerator):
         whole = accelerator.get_state_dict(model)
         return {name: whole[name] for name, _ in bare.named_parameters()} if accelerator.is_main_process else {}
@@ -197,14 +199,14 @@ def step_of(case: str, accelerator: Accelerator, num_batches: int, *, split: boo
     return {n: p.full_tensor() if isinstance(p, DTensor) else p for n, p in found.items()}
 
 
-def _process(rank: int, world_size: int, port: int, num_batches: int, cases: list[str], split: bool, zero, answers):
+def _process(rank: int, world_size: int, port: int, num_batches: int, cases: list[str], make: Callable, answers):
     try:
         os.environ.update(ACCELERATE_USE_CPU="true", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_PORT=str(port))
         os.environ.update(WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1")
-        accelerator = make_accelerator() if zero is None else make_accelerator_of_deepspeed(zero, rank, world_size)
+        accelerator = make(rank, world_size)
         assert accelerator.num_processes == world_size
         for case in cases:
-            weights = step_of(case, accelerator, num_batches, split=split)
+            weights = step_of(case, accelerator, num_batches)
             if rank == 0:
                 answers.put((case, {name: value.numpy().copy() for name, value in weights.items()}))
         accelerator.wait_for_everyone()
@@ -214,12 +216,16 @@ def _process(rank: int, world_size: int, port: int, num_batches: int, cases: lis
 
 
 def steps(
-    world_size: int, port: int, num_batches: int, cases: list[str], *, split: bool = False, zero: int | None = None
+    world_size: int,
+    port: int,
+    num_batches: int,
+    cases: list[str],
+    make: Callable[[int, int], Accelerator] = make_accelerator,
 ) -> dict[str, dict]:
-    """The weights after a step of `world_size` processes, per case."""
+    """The weights after a step of `world_size` processes, per case; `make` makes the accelerator of each."""
     fork = multiprocessing.get_context("fork")
     answers, found = fork.Queue(), {}
-    arguments = [(rank, world_size, port, num_batches, cases, split, zero, answers) for rank in range(world_size)]
+    arguments = [(rank, world_size, port, num_batches, cases, make, answers) for rank in range(world_size)]
     processes = [fork.Process(target=_process, args=a) for a in arguments]
     for process in processes:
         process.start()
@@ -269,16 +275,26 @@ def test_the_step_moves_what_learns(alone):
         assert sum(moved) > 0.3 * len(after), case
 
 
-def test_split_weights_take_the_same_step(alone, free_port):
-    # a skipped layer stays in the graph by its weights, which are nobody's while it is not called
-    cases = ["wav2vec 2.0 without LayerDrop", *(case for case in CASES if not case.startswith("wav2vec 2.0"))]
-    assert_same(steps(2, free_port, 2, cases, split=True), alone)
+@pytest.mark.parametrize(
+    ("case", "layers"),
+    [
+        # a skipped layer stays in the graph by its weights, which are nobody's while it is not called
+        ("wav2vec 2.0 without LayerDrop", None),
+        ("wav2vec", None),
+        ("CPC's objective", None),
+        ("wav2letter", None),
+        ("Discrete BERT", ["RobertaLayer"]),
+    ],
+)
+def test_split_weights_take_the_same_step(alone, free_port, case, layers):
+    assert_same(steps(2, free_port, 2, [case], partial(make_accelerator_of_fsdp, layers=layers)), alone)
 
 
-@pytest.mark.parametrize("zero", [1, 2])
-def test_deepspeed_takes_the_same_step(alone, free_port, zero):
+@pytest.mark.parametrize("stage", [1, 2])
+def test_deepspeed_takes_the_same_step(alone, free_port, stage):
     pytest.importorskip("deepspeed")
-    assert_same(steps(2, free_port, 1, ["wav2vec 2.0", "wav2vec", "CPC's objective"], zero=zero), alone)
+    make = partial(make_accelerator_of_deepspeed, stage=stage)
+    assert_same(steps(2, free_port, 1, ["wav2vec 2.0", "wav2vec", "CPC's objective"], make), alone)
 
 
 @pytest.mark.parametrize(
@@ -296,6 +312,30 @@ def test_what_does_not_go_with_deepspeed_is_refused_with_what_does(name, value, 
         refuse_with_deepspeed(Recipe(optimization=asked), stage=2, precision=asked.mixed_precision)
     with pytest.raises(ValueError, match="zero_stage"):
         refuse_with_deepspeed(Recipe(), stage=3, precision="no")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "codebook", "words"),
+    [
+        ("Wav2Vec2", {"layerdrop": 0.1}, None, r"model\.layerdrop: .* got 0\.1; it is 0, or\s.*ddp.yaml"),
+        ("VQWav2Vec", {}, {"initialize": True}, r"optimization\.codebook: .*ddp.yaml"),
+    ],
+)
+def test_what_does_not_go_with_split_weights_is_refused_with_what_does(architecture, fields, codebook, words):
+    config = getattr(hf_wav2vec_family, f"{architecture}Config")
+    refuse_with_fsdp(Recipe(), config(layerdrop=0.0) if fields else config())
+    with pytest.raises(ValueError, match=words):
+        refuse_with_fsdp(Recipe(optimization=OptimizationRecipe(codebook=codebook)), config(**fields))
+
+
+def test_split_weights_are_rounded_by_autocast_alone(monkeypatch):
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    plugin.set_mixed_precision("bf16")  # as Accelerate does
+    split = SimpleNamespace(distributed_type=DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin))
+    monkeypatch.setattr(engine, "Accelerator", lambda **_: split)
+    assert plugin.mixed_precision_policy.param_dtype == torch.bfloat16
+    engine.make_accelerator(Recipe(run=RunRecipe(output_dir="nowhere")))
+    assert plugin.mixed_precision_policy is None
 
 
 @pytest.mark.parametrize("has_bfloat16", [True, False])

@@ -153,6 +153,13 @@ def test_overrides_win_over_the_file_and_the_file_over_the_defaults(recipe_file)
     assert recipe.model == {"conv_dim": [1, 2]}
 
 
+@pytest.mark.parametrize("written", ["no", "'no'", "false"])
+def test_no_precision_may_be_written_without_the_quotes_that_yaml_wants(recipe_file, written):
+    file = recipe_file(f"optimization: {{mixed_precision: {written}}}")
+    for recipe in (load_recipe(file, PLACES), load_recipe(file, [*PLACES, f"optimization.mixed_precision={written}"])):
+        assert recipe.optimization.mixed_precision == "no"
+
+
 def test_another_kind_of_schedule_brings_its_own_options_only(recipe_file):
     recipe = load_recipe(recipe_file("optimization: {schedule: {kind: tri_stage, hold: 0.2}}"), PLACES)
     assert recipe.optimization.schedule == {"kind": "tri_stage", "hold": 0.2}

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -199,7 +200,7 @@ class Stages:
         self.commands.append(command)
         stage = command[2].removeprefix("training.")
         if stage in self.fails:
-            log.write_text("ValueError: the disk is full.\n")
+            print("ValueError: the disk is full.", file=log, flush=True)
             return 1
         if stage == "evaluate":
             Path(command[-1], "scores.json").write_text(json.dumps({"per": self.per[len(self.commands) % 2]}))
@@ -293,8 +294,8 @@ time.sleep(60)
         os.kill(os.getpid(), number)
 
     threading.Thread(target=send).start()
-    with pytest.raises(SystemExit) as ended:
-        reproduce.call([sys.executable, "-c", code], tmp_path / "log")
+    with (tmp_path / "log").open("a") as log, pytest.raises(SystemExit) as ended:
+        reproduce.call([sys.executable, "-c", code], log)
     assert ended.value.code == 128 + number
     assert saved.read_text() == str(int(number))
 
@@ -303,16 +304,55 @@ def test_a_stage_that_another_command_is_at_is_waited_for(tmp_path):
     came = []
 
     def other():
-        with reproduce.alone_at(tmp_path / "stage"):
+        with reproduce.alone_at(tmp_path):
             came.append("other")
 
-    with reproduce.alone_at(tmp_path / "stage"):
+    with reproduce.alone_at(tmp_path):
         thread = threading.Thread(target=other)
         thread.start()
         thread.join(0.3)
         came.append("first")
     thread.join(60)
     assert came == ["first", "other"]
+
+
+def test_a_stage_whose_command_was_killed_is_waited_for(tmp_path, capfd):
+    ready, free, ended = tmp_path / "ready", tmp_path / "free", tmp_path / "ended"
+    stage = f"""
+import pathlib, time
+pathlib.Path({str(ready)!r}).touch()
+while not pathlib.Path({str(free)!r}).exists():
+    time.sleep(0.05)
+pathlib.Path({str(ended)!r}).touch()
+"""
+    code = f"""
+import pathlib, sys
+from training import reproduce
+with reproduce.alone_at(pathlib.Path({str(tmp_path)!r})) as log:
+    reproduce.call([sys.executable, "-c", {stage!r}], log)
+"""
+    command = subprocess.Popen([sys.executable, "-c", code], cwd=reproduce.HERE.parent)
+    try:
+        while not ready.exists():
+            assert command.poll() is None
+            time.sleep(0.05)
+        command.kill()
+        command.wait()
+        came = []
+
+        def next_command():
+            with reproduce.alone_at(tmp_path):
+                came.append(ended.exists())
+
+        thread = threading.Thread(target=next_command)
+        thread.start()
+        thread.join(0.3)
+        assert came == []
+    finally:
+        free.touch()
+    thread.join(60)
+    assert came == [True]
+    assert f"a stage that one left, is at {tmp_path}; waiting" in capfd.readouterr().out
 
 
 def test_dry_run_prints_each_command_once_and_runs_none(command, monkeypatch, capsys):

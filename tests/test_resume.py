@@ -45,19 +45,22 @@ def test_a_process_that_is_killed_ends_the_others_with_the_cause_and_the_run_goe
     assert newest_checkpoint(output / "checkpoints").name == "step-00000040"
 
 
-@pytest.mark.parametrize("damaged", [False, True])
-def test_a_run_goes_on_from_the_checkpoints_of_another_on_the_hub(
+@pytest.mark.parametrize("damaged", [(), ("step-00000004",)], ids=["whole", "newest damaged"])
+def test_a_run_goes_on_from_the_newest_whole_checkpoint_of_another_on_the_hub(
     make_recipe,  # noqa: F811
     tmp_path,
     fresh_accelerator,
     damaged,
 ):
     whole = make_recipe("optimization.num_steps=6", name="whole")
-    four = ["optimization.num_steps=4", "run.checkpoint_every_steps=2"]
-    begun = make_recipe(*four, f"data.train={whole.data.train}", name="begun")
+    often = "run.checkpoint_every_steps=1"
+    begun = make_recipe("optimization.num_steps=4", often, f"data.train={whole.data.train}", name="begun")
     run(whole)
     run(begun)
     checkpoints = Path(begun.run.output_dir) / "checkpoints"
+    for name in damaged:
+        weights_of = checkpoints / name / "model.safetensors"
+        weights_of.write_bytes(weights_of.read_bytes()[:-1])
     files = {
         f"checkpoints/{p.relative_to(checkpoints)}": p.read_bytes() for p in checkpoints.rglob("*") if p.is_file()
     }
@@ -78,8 +81,11 @@ def test_a_run_goes_on_from_the_checkpoints_of_another_on_the_hub(
             check=False,
         )
     assert process.returncode == 0, process.stderr
-    assert ("step-00000004 is damaged and passed over" in process.stderr) == damaged
+    for name in damaged:
+        assert f"{name} is damaged and passed over: model.safetensors has" in process.stderr
+    fetched = {name for name in ("step-00000003", "step-00000004") if any(f"{name}/model" in r for r in hub.requests)}
+    assert fetched == {"step-00000004", *(["step-00000003"] if damaged else [])}
     expected = weights(whole, 6)
     whole.run.output_dir = str(tmp_path / "elsewhere")
     assert same(weights(whole, 6), expected)
-    assert len((tmp_path / "elsewhere" / "log.jsonl").read_text().splitlines()) == (4 if damaged else 2)
+    assert len((tmp_path / "elsewhere" / "log.jsonl").read_text().splitlines()) == (3 if damaged else 2)

@@ -20,7 +20,7 @@ from runs import forget_accelerator, killed_in_batch
 from safetensors.torch import load_file
 
 from hf_wav2vec_family import DiscreteBertConfig, DiscreteBertModel, Wav2Vec2ForCTC
-from training import evaluate, finetune, pretrain
+from training import engine, evaluate, finetune, pretrain
 from training.engine import make_accelerator
 from training.gradients import accumulate, apply_gradients
 from training.last_good import LastGood
@@ -440,6 +440,20 @@ def test_the_log_and_the_summary_of_pretraining_hold_what_they_promise(tiny):
     assert summary["mixed_precision"] == "no"
     assert summary["data"]["rows"] > 0
     assert list(folder.rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize(("has_bfloat16", "chosen"), [(True, "bf16"), (False, "no")])
+def test_a_run_says_which_precision_auto_was_and_records_what_was_asked(
+    tiny, monkeypatch, capsys, has_bfloat16, chosen
+):
+    monkeypatch.setattr(engine, "multiplies_bfloat16", lambda: has_bfloat16)
+    recipe = tiny(optimization={"mixed_precision": "auto", "num_steps": 1})
+    summary = run_stage(pretrain, recipe)
+    said = f"optimization.mixed_precision: auto is {chosen} on cpu"
+    assert capsys.readouterr().out.splitlines().count(said) == 1
+    assert summary["mixed_precision"] == chosen
+    kept = OmegaConf.load(Path(recipe.run.output_dir) / "recipe.yaml")
+    assert kept.optimization.mixed_precision == "auto"
 
 
 def test_the_quantizer_has_the_temperature_of_the_step(tiny, monkeypatch):

@@ -12,6 +12,7 @@ import shutil
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -106,10 +107,15 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return complete[-1] if complete else None
 
 
-def newest_undamaged_checkpoint(folder: Path, accelerator: Accelerator) -> Path | None:
+def newest_undamaged_checkpoint(
+    folder: Path, accelerator: Accelerator, fetch: Callable[[Path], object] | None = None
+) -> Path | None:
     """The complete checkpoint with the highest step whose files are as they were written, or None.
 
     The main process looks for all. A damaged one is named in a warning and passed over.
+
+    Args:
+        fetch: brings the files of a checkpoint of which nothing but run.json is there.
 
     Raises:
         ValueError: there are checkpoints, and all of them are damaged: starting anew would be no resume.
@@ -118,6 +124,8 @@ def newest_undamaged_checkpoint(folder: Path, accelerator: Accelerator) -> Path 
     if accelerator.is_main_process:
         damages = {}
         for path in reversed(_complete(folder)):
+            if fetch is not None:
+                fetch(path)
             damages[path] = damage_of(path)
             if damages[path] is None:
                 found = [path]
@@ -130,6 +138,9 @@ def newest_undamaged_checkpoint(folder: Path, accelerator: Accelerator) -> Path 
     broadcast_object_list(found)
     if isinstance(found[0], str):
         raise ValueError(found[0])
+    if fetch is not None and found[0] is not None and not accelerator.is_main_process:
+        # another machine has a disk of its own
+        fetch(found[0])
     return found[0]
 
 
@@ -142,10 +153,13 @@ def checkpoint_to_resume(folder: Path, resume: bool | str, accelerator: Accelera
     own = newest_undamaged_checkpoint(folder, accelerator) if resume else None
     if own is not None or isinstance(resume, bool):
         return own
-    with accelerator.main_process_first():
-        elsewhere = Path(resume) if Path(resume).is_dir() else Path(download_checkpoints(resume))
-    for candidate in (elsewhere / "checkpoints", elsewhere):
-        found = newest_undamaged_checkpoint(candidate, accelerator)
+    if Path(resume).is_dir():
+        places, fetch = (Path(resume) / "checkpoints", Path(resume)), None
+    else:
+        with accelerator.main_process_first():
+            places, fetch = (download_run_states(resume),), partial(download_checkpoint, resume)
+    for place in places:
+        found = newest_undamaged_checkpoint(place, accelerator, fetch)
         if found is not None:
             return found
     raise ValueError(
@@ -153,16 +167,19 @@ def checkpoint_to_resume(folder: Path, resume: bool | str, accelerator: Accelera
     )
 
 
-def download_checkpoints(repository: str) -> str:
-    """The folder with the newest whole checkpoint of a run on the Hub; of older ones it has only what they are."""
+def download_run_states(repository: str) -> Path:
+    """The folder of a run's checkpoints on the Hub, with nothing of each but what it is."""
     from huggingface_hub import snapshot_download
 
-    folder = snapshot_download(repository, allow_patterns=["checkpoints/*/run.json"])
-    for checkpoint in reversed(_complete(Path(folder) / "checkpoints")):
-        snapshot_download(repository, allow_patterns=[f"checkpoints/{checkpoint.name}/*"])
-        if damage_of(checkpoint) is None:
-            break
-    return folder
+    return Path(snapshot_download(repository, allow_patterns=["checkpoints/*/run.json"])) / "checkpoints"
+
+
+def download_checkpoint(repository: str, path: Path):
+    """Brings the other files of a checkpoint that `download_run_states` found, of the same commit."""
+    from huggingface_hub import snapshot_download
+
+    commit = path.parents[1].name
+    snapshot_download(repository, revision=commit, allow_patterns=[f"checkpoints/{path.name}/*"])
 
 
 def damage_of(path: Path) -> str | None:

@@ -3,6 +3,7 @@
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, parse_flag_from_env
+from transformers import PreTrainedConfig
 
 from .recipe import Recipe
 
@@ -21,6 +22,10 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs()],
         step_scheduler_with_optimizer=False,
     )
+    if recipe.optimization.mixed_precision == "auto":
+        accelerator.print(
+            f"optimization.mixed_precision: auto is {accelerator.mixed_precision} on {accelerator.device}"
+        )
     if keeps_gradients(accelerator):
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         refuse_with_deepspeed(recipe, config["zero_optimization"]["stage"], accelerator.mixed_precision)
@@ -29,6 +34,9 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
             max_grad_norm=recipe.optimization.max_grad_norm,
             num_processes=accelerator.num_processes,
         )
+    if accelerator.distributed_type == DistributedType.FSDP:
+        # autocast rounds as on one GPU; with this, waveforms, losses and sums of gradients would be rounded, too
+        accelerator.state.fsdp_plugin.mixed_precision_policy = None
     return accelerator
 
 
@@ -82,6 +90,20 @@ def refuse_with_deepspeed(recipe: Recipe, stage: int, precision: str):
         )
     if optimization.compile:
         raise ValueError("optimization.compile: DeepSpeed compiles in its own way, which nothing here was tried with.")
+
+
+def refuse_with_fsdp(recipe: Recipe, config: PreTrainedConfig):
+    """ValueError for settings that do not go with split weights, which are whole only where a layer is called."""
+    layerdrop = getattr(config, "layerdrop", 0)
+    if layerdrop > 0:
+        raise ValueError(
+            f"model.layerdrop: FSDP takes no layers that a step leaves out, got {layerdrop}; it is 0, or"
+            " training/accelerate/ddp.yaml takes any."
+        )
+    if recipe.optimization.codebook:
+        raise ValueError(
+            "optimization.codebook: FSDP leaves no codebook whole between steps; training/accelerate/ddp.yaml does."
+        )
 
 
 def tell_deepspeed(config: dict, *, max_grad_norm: float, num_processes: int):

@@ -65,6 +65,8 @@ def apply_gradients(
     torch._foreach_mul_(gradients, accelerator.num_processes / num_targets.clamp(min=1))
     # this also undoes the scaling of fp16, which may happen only once a step
     norm = accelerator.clip_grad_norm_(model.parameters(), max_norm if max_norm > 0 else math.inf)
+    # that of split weights is split too until all processes have put it together
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     if last_good is not None:
         last_good.before_step(norm)
     optimizer.step()

@@ -16,6 +16,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from .checkpoints import checkpoint_to_resume, load_checkpoint, read_run_state, replace_folder, save_checkpoint
+from .engine import refuse_with_fsdp
 from .gradients import accumulate, apply_gradients
 from .last_good import LastGood, refuse_broken_run
 from .preemption import StopRequest
@@ -64,6 +65,8 @@ def run_steps(
     folder = Path(recipe.run.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     optimization = recipe.optimization
+    if accelerator.distributed_type == DistributedType.FSDP:
+        refuse_with_fsdp(recipe, model.config)
     if optimization.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     optimizer = make_optimizer(model, recipe, accelerator.device)
@@ -190,7 +193,8 @@ def evaluate_and_keep_best(
     value = None
     if stage.evaluate is not None:
         model.eval()
-        with torch.no_grad():
+        # which Accelerate has put into the forward pass of every model but a split one
+        with torch.no_grad(), accelerator.autocast():
             metrics = stage.evaluate(accelerator.unwrap_model(model))
         model.train()
         log.write({f"evaluation/{name}": number for name, number in metrics.items()}, progress.step)

@@ -196,6 +196,9 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         merged = OmegaConf.structured(Recipe)
         for layer in (OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))):
             merged = OmegaConf.merge(_without_replaced_schedules(merged, layer), layer)
+        # YAML takes an unquoted no for false
+        if merged.optimization.mixed_precision == "False":
+            merged.optimization.mixed_precision = "no"
         recipe = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ValueError(f"{path} with overrides {list(overrides)}: {str(error).splitlines()[0]}") from error

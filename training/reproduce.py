@@ -10,6 +10,7 @@ stage that was stopped resumes by itself. A cell that fails is named at the end,
 """
 
 import argparse
+import fcntl
 import json
 import os
 import shlex
@@ -20,8 +21,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import TextIO
 
 from .checkpoints import replace_file
 from .machine import commit_hash, processor_name
@@ -102,42 +102,42 @@ def run_step(step: Step, launcher: tuple[str, ...], failures: dict[Path, str]) -
     if step.folder in failures:
         raise StageFailed(failures[step.folder])
     step.folder.mkdir(parents=True, exist_ok=True)
-    with alone_at(step.folder):
+    with alone_at(step.folder) as log:
         done = step.folder / DONE
-        return json.loads(done.read_text())["seconds"] if done.is_file() else make_stage(step, launcher, failures)
+        return json.loads(done.read_text())["seconds"] if done.is_file() else make_stage(step, launcher, failures, log)
 
 
 @contextmanager
-def alone_at(folder: Path) -> Iterator[None]:
-    """Nobody else is in the body for `folder`; the system ends what a killed process held."""
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"  another command is at {folder}, which is waited for", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+def alone_at(folder: Path) -> Iterator[TextIO]:
+    """The log of a stage, open; nobody else is in the body for `folder`.
+
+    What is locked is the open log, which a stage has for its output, so that one whose command was killed holds it
+    until it ends itself. A lock of the command would be gone with it, and the next one start the stage a second time.
+    """
+    with (folder / "output.log").open("a") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"  another command, or a stage that one left, is at {folder}; waiting for its end", flush=True)
+            fcntl.flock(log, fcntl.LOCK_EX)
+        yield log
 
 
-def make_stage(step: Step, launcher: tuple[str, ...], failures: dict[Path, str]) -> float:
+def make_stage(step: Step, launcher: tuple[str, ...], failures: dict[Path, str], log: TextIO) -> float:
     """Runs the command of a stage and marks it as done; returns the seconds that it took."""
     command = step.command(launcher)
     print(f"  {shlex.join(command)}", flush=True)
     began = time.perf_counter()
-    log = step.folder / "output.log"
     if code := call(command, log):
-        last = (log.read_text().strip().splitlines() or ["no output"])[-1]
-        failures[step.folder] = f"training.{step.run} ended with {code}: {last} ({log})"
+        last = (Path(log.name).read_text().strip().splitlines() or ["no output"])[-1]
+        failures[step.folder] = f"training.{step.run} ended with {code}: {last} ({log.name})"
         raise StageFailed(failures[step.folder])
     seconds = round(time.perf_counter() - began, 1)
     write_json(step.folder / DONE, {"command": command, "seconds": seconds})
     return seconds
 
 
-def call(command: list[str], log: Path) -> int:
+def call(command: list[str], log: TextIO) -> int:
     """The exit code of a command, whose output goes to `log`.
 
     A signal to end goes on to the command, which saves its state, and ends this process after it: two commands in one
@@ -153,10 +153,9 @@ def call(command: list[str], log: Path) -> int:
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with log.open("a") as output:
-            # in a session of its own, or it would have what a terminal sends twice
-            options = {"stdout": output, "stderr": subprocess.STDOUT, "start_new_session": True}
-            processes.append(subprocess.Popen(command, cwd=HERE.parent, **options))
+        # in a session of its own, or it would have what a terminal sends twice
+        options = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
+        processes.append(subprocess.Popen(command, cwd=HERE.parent, **options))
         code = processes[0].wait()
     finally:
         for number, handler in before.items():
