@@ -49,10 +49,6 @@ class ConvModelMixin:
         """The fewest samples that make a frame."""
         return num_samples_needed(1, self.config.conv_kernel, self.config.conv_stride)
 
-    def get_input_embeddings(self) -> nn.Module | None:
-        """None, for waveforms have no table; Transformers' own raises an error, at which FSDP of Accelerate ends."""
-        return None
-
     def _get_feat_extract_output_lengths(self, input_lengths: int | Tensor) -> int | Tensor:
         return self.num_frames(input_lengths)
 

@@ -65,9 +65,6 @@ class DiscreteBertPreTrainedModel(ConvModelMixin, PreTrainedModel):
         "AutoModelForAudioFrameClassification": "modeling_discrete_bert.DiscreteBertForAudioFrameClassification",
     }
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.base_model.roberta.get_input_embeddings()
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)

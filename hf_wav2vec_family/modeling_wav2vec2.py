@@ -447,10 +447,6 @@ class Wav2Vec2PreTrainedModel(transformers_wav2vec2.Wav2Vec2PreTrainedModel):
         """Mask of samples [B, S] -> mask of the `total` = T frames that leave the model, [B, T] bool."""
         return valid_frames(self._get_feat_extract_output_lengths(num_valid(attention_mask)), total)
 
-    def get_input_embeddings(self) -> None:
-        """None, for waveforms have no table; Transformers' own raises an error, at which FSDP of Accelerate ends."""
-        return None
-
     def set_layerdrop_seed(self, seed: int | None):
         """Fixes which layers are skipped until the next call; the same seed skips the same layers on every rank."""
         self.base_model.encoder.layerdrop.seed(seed)

@@ -295,12 +295,3 @@ def test_the_trainer_of_transformers_fine_tunes_every_head_as_it_is(tmp_path, na
         found = transformers.Trainer(model, arguments, train_dataset=rows).train()
         assert 0 < found.training_loss < float("inf")
         assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
-
-
-@pytest.mark.parametrize("name", [*CONFIGURATIONS, "wav2vec2"])
-def test_whoever_asks_for_embeddings_of_words_is_told_that_waveforms_have_none(name):
-    prefix, config = configuration_of(name)
-    for head in ("Model", "ForCTC"):
-        if hasattr(family, prefix + head):
-            embeddings = getattr(family, prefix + head)(config).get_input_embeddings()
-            assert isinstance(embeddings, torch.nn.Embedding) if prefix == "DiscreteBert" else embeddings is None
