@@ -142,6 +142,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=10.0)
     options = parser.parse_args()
     prepare(options)
+    about = {**circumstances(options), "onnxruntime": onnxruntime.__version__, "clip_seconds": options.seconds}
     rows = [measure(str(folder), folder, options.data, options) for folder in options.models]
     rows += [] if options.models else [random_model(name, options) for name in options.only]
     columns = list(rows[0])
@@ -150,7 +151,6 @@ def main():
         cells = [row[column] if isinstance(row[column], str) else f"{row[column]:.4g}" for column in columns]
         print("| " + " | ".join(cells) + " |")
     if options.output:
-        about = {**circumstances(options), "onnxruntime": onnxruntime.__version__, "clip_seconds": options.seconds}
         options.output.write_text(json.dumps({**about, "models": rows}, indent=1) + "\n")
 
 

@@ -463,8 +463,9 @@ class CPCModel(CPCPreTrainedModel):
             carry_convolutions: `False` encodes each chunk by itself, between zeros, and carries the recurrent state
                 alone, as CPC_audio does (`keepHidden`); the result then depends on where the waveform is cut.
 
-        Returns: `last_hidden_state` [B, T, H] and `extract_features` [B, T, D] of the frames that this chunk completes
-            (T may be 0), and `state`, None if `final`.
+        Returns:
+            `last_hidden_state` [B, T, H] and `extract_features` [B, T, D] of the frames that this chunk completes (T
+            may be 0), and `state`, None if `final`.
 
         Raises:
             ValueError: the model cannot stream, or `state` is of another batch or of the other kind of streaming.

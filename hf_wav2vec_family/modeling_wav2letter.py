@@ -233,7 +233,8 @@ class Wav2LetterModel(Wav2LetterPreTrainedModel):
             input_values: [B, S] waveform at 16 kHz, as the feature extractor of the checkpoint returns it.
             attention_mask: [B, S], 1 for samples, 0 for padding on the right.
 
-        Returns: `last_hidden_state` [B, T, H] for the output layer, `extract_features` [B, T, D] of the front end,
+        Returns:
+            `last_hidden_state` [B, T, H] for the output layer, `extract_features` [B, T, D] of the front end,
             normalised; those of padded frames are 0.
 
         Raises:

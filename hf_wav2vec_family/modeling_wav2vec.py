@@ -94,8 +94,9 @@ class Wav2VecModel(Wav2VecPreTrainedModel):
             input_values: [B, S] waveform at 16 kHz, as it was recorded.
             attention_mask: [B, S], 1 for samples, 0 for padding on the right.
 
-        Returns: `last_hidden_state` c [B, T, H], `extract_features` z [B, T, C]; `hidden_states`, z and the output of
-            each layer of the context network, if asked for.
+        Returns:
+            `last_hidden_state` c [B, T, H], `extract_features` z [B, T, C]; `hidden_states`, z and the output of each
+            layer of the context network, if asked for.
         """
         samples = self.norm_lengths(self.sample_lengths(input_values, attention_mask))
         lengths = None if samples is None else self.num_frames(samples)

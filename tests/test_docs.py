@@ -181,4 +181,6 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     assert built.returncode == 0, built.stderr
     page = (tmp_path / "site" / "architectures" / "cpc" / "index.html").read_text()
     assert "<svg" in page
+    configurations = (tmp_path / "site" / "reference" / "configurations" / "index.html").read_text()
+    assert "*optional*" not in configurations
     assert re.findall(r'<(?:script|link)[^>]* (?:src|href)="(?:https?:)?//', page) == []

@@ -137,6 +137,23 @@ def test_weights_of_8_bits_take_less_room_and_say_nearly_the_same(exported):
     assert 0 < np.abs(whole - rounded).max() < 0.1 * np.abs(whole).max()
 
 
+@pytest.mark.parametrize("name", ["wav2letter", pytest.param("wav2letter-mfcc", marks=pytest.mark.slow)])
+def test_8_bits_hear_what_is_quiet_after_something_loud(name, tmp_path):
+    model_of(name).save_pretrained(tmp_path / "model")
+    export_model(tmp_path / "model", tmp_path, int8=True)
+    fading = waveform(16_000) * 10 ** np.linspace(0, -3, 16_000, dtype=np.float32)
+    inputs = {"input_values": fading, "attention_mask": np.ones((1, 16_000), np.int64)}
+    whole, rounded = (
+        onnxruntime.InferenceSession(tmp_path / file).run(None, inputs)[0]
+        for file in ("model.onnx", "model.int8.onnx")
+    )
+    assert np.abs(whole - rounded).max() < 0.01 * np.abs(whole).max()
+
+
+def test_no_graph_names_the_folders_of_whoever_exported_it(exported):
+    assert str(Path(__file__).parents[1]).encode() not in (exported / "model.onnx").read_bytes()
+
+
 def test_the_description_says_what_a_user_of_the_graph_needs(exported, folder):
     about = json.loads((exported / "export.json").read_text())
     assert about["symbols"][about["blank"]] == "<pad>"

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from ..conv import valid_frames
 from ..decoding.emissions import transitions_of
+from ..log_mel import LogMel
 from ..speech_recognition_pipeline import frame_centers_of, min_num_samples
 from .graphs import Graph, graph_of
 from .opening import feature_extractor_of, model_class, tokenizer_of
@@ -87,7 +88,7 @@ def write_onnx(graph: Graph, program: torch.export.ExportedProgram, path: Path):
     """The program as ONNX, with the names of the graph."""
     from .translations import TRANSLATIONS
 
-    torch.onnx.export(
+    exported = torch.onnx.export(
         program,
         graph.arguments,
         input_names=list(graph.inputs),
@@ -95,7 +96,11 @@ def write_onnx(graph: Graph, program: torch.export.ExportedProgram, path: Path):
         custom_translation_table=TRANSLATIONS,
         dynamo=True,
         verbose=False,
-    ).save(path)
+    )
+    for node in exported.model.graph:
+        # names the folders of whoever exports
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
+    exported.save(path)
 
 
 def write_int8(source: Path, target: Path):
@@ -103,11 +108,23 @@ def write_int8(source: Path, target: Path):
 
     Convolutions stay as they are: onnxruntime multiplies them in integers without gain. The weights have no sign:
     products of signed ones overflow on x86 processors without VNNI, which changes scores by half of the largest.
+    Spectra stay as they are too: of energies before their logarithm is taken, 8 bits leave the loudest alone.
     """
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    nodes = onnx.load(source, load_external_data=False).graph.node
+    spectra = [
+        node.name for node in nodes if any(f"{LogMel.__module__}." in entry.value for entry in node.metadata_props)
+    ]
     with quiet():
-        quantize_dynamic(source, target, weight_type=QuantType.QUInt8, op_types_to_quantize=["MatMul", "Gemm", "LSTM"])
+        quantize_dynamic(
+            source,
+            target,
+            weight_type=QuantType.QUInt8,
+            op_types_to_quantize=["MatMul", "Gemm", "LSTM"],
+            nodes_to_exclude=spectra,
+        )
 
 
 def compare(graph: Graph, path: Path) -> tuple[float, float | None]:
