@@ -119,7 +119,7 @@ class Wav2Vec2ConvLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
         """[B, C, T] -> [B, C', T']; `lengths` [B] counts the valid frames that come out."""
-        fast = eager(hidden_states) or hidden_states.is_cuda  # what is exported keeps the plain form
+        fast = eager(hidden_states) or hidden_states.is_cuda  # a graph for a CPU keeps the plain form
         if self.is_foldable and fast:
             return convolve_norm_gelu(hidden_states, self.conv, self.layer_norm, lengths)
         norm_reads_channels = isinstance(self.layer_norm, ChannelsLayerNorm)
@@ -600,8 +600,9 @@ class Wav2Vec2Model(Wav2Vec2PreTrainedModel):
             mask_feature_indices: [B, D] bool, channels to set to 0. Drawn anew in training if not given.
             generator: for the masks that are drawn; on the device of the input.
 
-        Returns: `last_hidden_state` c [B, T, D], `extract_features` z [B, T, C] after its layer norm; `hidden_states`,
-            the input of the first layer and the output of each, and `attentions`, if asked for (attentions need
+        Returns:
+            `last_hidden_state` c [B, T, D], `extract_features` z [B, T, C] after its layer norm; `hidden_states`, the
+            input of the first layer and the output of each, and `attentions`, if asked for (attentions need
             `attn_implementation="eager"`).
         """
         masked = mask_time_indices is not None or mask_feature_indices is not None
