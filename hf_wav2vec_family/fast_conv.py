@@ -20,24 +20,27 @@ def _tap_rows(frames: Tensor, total_out: int, *, first_tap: int, num_taps: int, 
     return frames.as_strided(shape, strides, begin)
 
 
+def _blocks(*values: Tensor) -> zip:
+    """The clips of each that go through all taps together: on a CPU one, which its caches hold, on a GPU all."""
+    size = 1 if values[0].device.type == "cpu" else len(values[0])
+    return zip(*(value.split(size) for value in values), strict=True)
+
+
 def _add_product(output: Tensor, rows: Tensor, weight: Tensor, *, anew: bool = False):
-    """Adds rows [B, T, K] @ weight [K, N] to output [B, T, N], or writes it there; a CPU takes clip after clip."""
+    """Adds rows [B, T, K] @ weight [K, N] to output [B, T, N], or writes it there."""
     beta = 0.0 if anew else 1.0
-    if output.device.type != "cpu":
+    if len(output) == 1:
+        output[0].addmm_(rows[0], weight, beta=beta)
+    else:
         output.baddbmm_(rows, weight.expand(len(rows), -1, -1), beta=beta)
-        return
-    for clip, seen in zip(output, rows, strict=True):
-        clip.addmm_(seen, weight, beta=beta)
 
 
-def _sum_of_products(rows: Tensor, gradient: Tensor) -> Tensor:
-    """The sum over clips of rows [B, T, K] transposed @ gradient [B, T, N] -> [K, N]."""
-    if rows.device.type != "cpu":
-        return torch.bmm(rows.transpose(1, 2), gradient).sum(dim=0)
-    total = gradient.new_zeros(rows.shape[-1], gradient.shape[-1])
-    for seen, of_clip in zip(rows, gradient, strict=True):
-        total.addmm_(seen.t(), of_clip)
-    return total
+def _add_sum_of_products(total: Tensor, rows: Tensor, gradient: Tensor):
+    """Adds the sum over clips of rows [B, T, K] transposed @ gradient [B, T, N] to total [K, N]."""
+    if len(rows) == 1:
+        total.addmm_(rows[0].t(), gradient[0])
+    else:
+        total.add_(torch.bmm(rows.transpose(1, 2), gradient).sum(dim=0))
 
 
 class _ConvolveRows(torch.autograd.Function):
@@ -51,11 +54,12 @@ class _ConvolveRows(torch.autograd.Function):
         output = frames.new_empty(len(frames), total_out, channels_out)
         if bias is not None:
             output.copy_(bias)
-        for tap in range(0, taps, stride):
-            width = min(stride, taps - tap)
-            seen = _tap_rows(frames, total_out, first_tap=tap, num_taps=width, stride=stride)
-            part = rows[tap * channels : (tap + width) * channels]
-            _add_product(output, seen, part, anew=tap == 0 and bias is None)
+        for heard, made in _blocks(frames, output):
+            for tap in range(0, taps, stride):
+                width = min(stride, taps - tap)
+                seen = _tap_rows(heard, total_out, first_tap=tap, num_taps=width, stride=stride)
+                part = rows[tap * channels : (tap + width) * channels]
+                _add_product(made, seen, part, anew=tap == 0 and bias is None)
         ctx.save_for_backward(frames, rows)
         ctx.stride, ctx.shape, ctx.has_bias = stride, weight.shape, bias is not None
         return output
@@ -65,16 +69,18 @@ class _ConvolveRows(torch.autograd.Function):
         frames, rows = ctx.saved_tensors
         (channels_out, channels, taps), stride = ctx.shape, ctx.stride
         gradient = gradient.contiguous()
-        frame_gradient = torch.zeros_like(frames) if ctx.needs_input_grad[0] else None
-        row_gradients = []
-        for tap in range(0, taps, stride):
-            width = min(stride, taps - tap)
-            where = {"first_tap": tap, "num_taps": width, "stride": stride}
-            part = rows[tap * channels : (tap + width) * channels]
-            row_gradients.append(_sum_of_products(_tap_rows(frames, gradient.shape[1], **where), gradient))
-            if frame_gradient is not None:
-                _add_product(_tap_rows(frame_gradient, gradient.shape[1], **where), gradient, part.t())
-        weight_gradient = torch.cat(row_gradients).view(taps, channels, channels_out).permute(2, 1, 0)
+        # one that nobody asked for is an empty tensor, so that both are cut into the same blocks
+        frame_gradient = torch.zeros_like(frames) if ctx.needs_input_grad[0] else frames.new_empty(len(frames), 0)
+        row_gradient = torch.zeros_like(rows)
+        for heard, learnt, came in _blocks(frames, frame_gradient, gradient):
+            for tap in range(0, taps, stride):
+                width = min(stride, taps - tap)
+                where = {"first_tap": tap, "num_taps": width, "stride": stride}
+                part = slice(tap * channels, (tap + width) * channels)
+                _add_sum_of_products(row_gradient[part], _tap_rows(heard, came.shape[1], **where), came)
+                if ctx.needs_input_grad[0]:
+                    _add_product(_tap_rows(learnt, came.shape[1], **where), came, rows[part].t())
+        weight_gradient = row_gradient.view(taps, channels, channels_out).permute(2, 1, 0)
         return frame_gradient, weight_gradient, gradient.sum(dim=(0, 1)) if ctx.has_bias else None, None
 
 
@@ -149,7 +155,7 @@ def convolve_norm_gelu(waveforms: Tensor, conv: nn.Conv1d, norm: nn.GroupNorm, l
     weight = (scale.unsqueeze(-1) * filters).transpose(1, 2)  # [B, taps, C]
     # the bias is one more tap, of a window that is 1 where a frame is valid; a GPU is slow at widths other than 8 n
     one = torch.ones_like(centred[..., :1]) if valid is None else valid.to(centred.dtype)
-    spare = -(taps + 1) % 8
+    spare = 0 if waveforms.device.type == "cpu" else -(taps + 1) % 8
     centred = F.pad(torch.cat([centred.to(dtype), one.to(dtype)], dim=-1), (0, spare))
     weight = torch.cat([weight, norm.bias.to(weight.dtype).expand(len(weight), 1, -1)], dim=1)
     with torch.autocast(waveforms.device.type, enabled=False):
