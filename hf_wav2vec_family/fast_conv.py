@@ -1,4 +1,4 @@
-"""Convolutions as matrix products and spectra, each equal to the plain one that it stands for.
+"""Convolutions as matrix products, each equal to the plain one that it stands for.
 
 Frames are rows here, [B, T, C], so that taps that lie side by side in memory are one long row of a matrix product,
 a norm over channels reads what it needs in one piece, and no window is ever copied.

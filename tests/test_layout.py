@@ -129,3 +129,12 @@ def test_top_level_holds_what_the_readme_says():
     assert 'packages = ["hf_wav2vec_family"]' in (ROOT / "pyproject.toml").read_text()
     for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "training", "tests"):
         assert (ROOT / name).exists(), name
+
+
+def test_readme_says_what_every_module_of_the_package_is_for():
+    rooms = (ROOT / "README.md").read_text().split("## The rooms")[1]
+    for path in PACKAGE.iterdir():
+        if path.suffix == ".py" and not re.match(r"(configuration|modeling)_|__init__", path.name):
+            assert f" {path.name}" in rooms, path.name
+        elif (path / "__init__.py").is_file():
+            assert f" {path.name}/" in rooms, path.name
