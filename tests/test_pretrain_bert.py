@@ -28,7 +28,7 @@ from training.pretrain import make_feature_extractor
 from training.recipe import Recipe, load_recipe
 from training.span_masking import SpanMasking
 
-RECIPES = sorted((Path(__file__).parents[1] / "training" / "recipes" / "discrete_bert").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[1] / "training" / "recipes" / "discrete_bert").glob("[!f]*.yaml"))
 MASK = 99
 WORDS = np.arange(4, 90)
 CODEBOOK = 5

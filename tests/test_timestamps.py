@@ -319,7 +319,7 @@ def test_the_command_writes_a_file_per_recording_of_a_manifest(folder, tmp_path)
     (tmp_path / "metadata.csv").write_text("file_name,text\none.wav,ab c\ntwo.wav,b\n")
     for manifest in ("metadata.jsonl", "metadata.csv"):
         output = tmp_path / manifest[9:]
-        arguments = ["align", str(folder), "--manifest", str(tmp_path / manifest), "--text-case", "upper"]
+        arguments = ["align", str(folder), "--manifest", str(tmp_path / manifest)]
         assert command.main([*arguments, "--output", str(output), "--device", "cpu"]) == 0
         assert sorted(path.name for path in output.iterdir()) == [
             "one.TextGrid",

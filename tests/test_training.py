@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,7 +20,7 @@ from omegaconf import OmegaConf
 from runs import forget_accelerator, killed_in_batch
 from safetensors.torch import load_file
 
-from hf_wav2vec_family import DiscreteBertConfig, DiscreteBertModel, Wav2Vec2ForCTC
+from hf_wav2vec_family import CPCConfig, DiscreteBertConfig, DiscreteBertModel, Wav2Vec2Config, Wav2Vec2ForCTC
 from training import engine, evaluate, finetune, pretrain
 from training.engine import make_accelerator
 from training.gradients import accumulate, apply_gradients
@@ -28,8 +29,9 @@ from training.recipe import Recipe, load_recipe
 from training.run_log import RunLog
 from training.stage import StepOutput
 
-# those of discrete_bert read codes: test_pretrain_bert.py
-RECIPES = sorted((Path(__file__).parents[1] / "training" / "recipes").glob("[!d]*/*.yaml"))
+# those of discrete_bert that are not of fine-tuning read codes: test_pretrain_bert.py
+ROOM = Path(__file__).parents[1] / "training" / "recipes"
+RECIPES = sorted([*ROOM.glob("[!d]*/*.yaml"), *ROOM.glob("discrete_bert/finetune*.yaml")])
 RATE = 16_000
 TINY_MODEL = {
     "conv_dim": [8] * 7,
@@ -67,6 +69,13 @@ TINY_MODELS = {
     "Wav2Vec": TINY_WAV2VEC,
     "VQWav2Vec": {**TINY_WAV2VEC, "num_codevectors_per_group": 4},
     "Wav2Letter": {"conv_dim": [8, 8], "conv_kernel": [5, 3]},
+}
+TINY_MODELS["DiscreteBert"] = {
+    "vq_wav2vec_config": TINY_MODELS["VQWav2Vec"],
+    "roberta_config": {
+        **{"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16},
+        "vocab_size": 4 + 4**2 + 1,
+    },
 }
 NO_DROPOUT = {
     **dict.fromkeys(["hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"], 0.0),
@@ -355,6 +364,24 @@ def test_the_encoder_does_not_move_while_frozen_and_does_afterwards(tiny):
     assert changed == set(before)
 
 
+def test_pretraining_goes_on_from_a_model_on_other_speech(tiny):
+    before = tiny("before", optimization={"num_steps": 2})
+    run_stage(pretrain, before)
+    model = Path(before.run.output_dir) / "model"
+    still = {"optimization": {"num_steps": 1, "learning_rate": 0.0}, "data": {"evaluation": None}}
+    after = tiny("after", model={"num_negatives": 3}, **still)
+    run_stage(pretrain, replace(after, pretrained=str(model)))
+    assert same(model_weights(after), model_weights(before))
+    assert Wav2Vec2Config.from_pretrained(Path(after.run.output_dir) / "model").num_negatives == 3
+
+
+@pytest.mark.parametrize("stage", [pretrain, finetune])
+def test_a_pretrained_model_of_another_architecture_is_refused(tiny, stage, tmp_path):
+    CPCConfig().save_pretrained(tmp_path / "cpc")
+    with pytest.raises(ValueError, match=r"pretrained must be a wav2vec2, got .*cpc, which is a cpc"):
+        run_stage(stage, tiny(pretrained=str(tmp_path / "cpc")))
+
+
 @pytest.mark.parametrize("freeze_roberta", [False, True])
 def test_discrete_bert_learns_from_a_pretrained_folder_and_its_codes_stay(tiny, tmp_path, freeze_roberta):
     roberta = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -523,6 +550,15 @@ def test_the_report_of_an_evaluation_has_every_utterance_and_its_scores(finetune
     assert {name: scores[name] for name in recomputed} == recomputed
     assert scores["num_utterances"] == 4
     assert scores["wer"] == values(finetuned, "evaluation/wer")[-1]
+
+
+def test_a_transcript_in_the_other_case_is_not_wrong_for_it(finetuned, corpus, tmp_path):
+    lower = tmp_path / "lower" / "dev"
+    shutil.copytree(corpus / "dev", lower)
+    (lower / "metadata.jsonl").write_text((lower / "metadata.jsonl").read_text().replace("A", "a").replace("B", "b"))
+    arguments = [str(Path(finetuned.run.output_dir) / "model"), "--split", "dev", "--device", "cpu"]
+    expected, found = (evaluate.main([arguments[0], str(data), *arguments[1:]]) for data in (corpus, lower.parent))
+    assert (found["wer"], found["cer"]) == (expected["wer"], expected["cer"])
 
 
 def test_the_best_model_is_chosen_by_what_its_decoder_writes(tiny, corpus, tmp_path):
@@ -694,7 +730,7 @@ def test_evaluation_data_that_is_not_there_is_named_before_the_first_step(tiny, 
 @pytest.mark.parametrize(
     ("stage", "sections", "message"),
     [
-        (pretrain, {"pretrained": "somewhere"}, "pretrained has no effect in pre-training"),
+        (pretrain, {"encoder": "somewhere"}, "encoder has no effect in pre-training"),
         (pretrain, {"optimization": {"frozen_encoder_steps": 3}}, "frozen_encoder_steps"),
         (pretrain, {"data": {"text_case": "upper"}}, "text_case"),
         (finetune, {"optimization": {"gumbel_temperature": {"kind": "linear"}}}, "gumbel_temperature"),

@@ -22,7 +22,8 @@ import torch
 from tqdm.auto import tqdm
 
 from hf_wav2vec_family.audio_reading import read_audio
-from hf_wav2vec_family.decoding.alignment import Aligner, writes_phones
+from hf_wav2vec_family.decoding.alignment import Aligner
+from hf_wav2vec_family.decoding.spelling import CASES, letter_case, writes_phones
 
 from .collators import normalized_text
 from .pieces import gaps_of, read_lexicon
@@ -110,15 +111,16 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--name", help="configuration of a Hub data set")
     parser.add_argument("--split", default="test")
     parser.add_argument("--lexicon", type=Path, help="pronunciations, to know the phones of a word")
-    parser.add_argument("--text-case", choices=["upper", "lower"])
+    parser.add_argument("--text-case", choices=CASES, help="of texts; that of the model's letters unless told")
     parser.add_argument("--output", type=Path, help="folder for boundaries.json")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
+    aligner = Aligner.from_pretrained(options.model, device=options.device)
     found = measure(
         open_source(Source(options.corpus, options.name, options.split)).rows(),
-        Aligner.from_pretrained(options.model, device=options.device),
+        aligner,
         lexicon=None if options.lexicon is None else read_lexicon(options.lexicon),
-        text_case=options.text_case,
+        text_case=options.text_case or letter_case(aligner.processor.tokenizer),
     )
     summary = found.summary()
     print(json.dumps(summary, indent=2))

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from hf_wav2vec_family.decoding.spelling import in_case
+
 from .augmentation import Augmentation
 from .rows import Row
 from .skips import UnusableRow
@@ -132,8 +134,7 @@ def normalized_text(text: str, text_case: str | None) -> str:
     """White space to single blanks, and all letters to `text_case`: "upper", "lower" or None for neither."""
     if text_case not in ("upper", "lower", None):
         raise ValueError(f"text_case: expected 'upper', 'lower' or None, got {text_case!r}.")
-    text = " ".join(text.split())
-    return {"upper": text.upper, "lower": text.lower, None: lambda: text}[text_case]()
+    return in_case(" ".join(text.split()), text_case)
 
 
 def pad_waveforms(feature_extractor, examples: list[dict], pad_to_multiple_of: int | None = None) -> dict:

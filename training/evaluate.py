@@ -15,11 +15,11 @@ import transformers
 from torch import nn
 from tqdm.auto import tqdm
 
-from hf_wav2vec_family.decoding.alignment import writes_phones
 from hf_wav2vec_family.decoding.beam_search import BeamSearchDecoder
 from hf_wav2vec_family.decoding.decoder_folder import load_decoder
 from hf_wav2vec_family.decoding.emissions import frame_scores, transitions_of
 from hf_wav2vec_family.decoding.pipeline import own_class
+from hf_wav2vec_family.decoding.spelling import CASES, letter_case, writes_phones
 from hf_wav2vec_family.metrics.bootstrap import confidence_interval
 from hf_wav2vec_family.metrics.cer import CharacterErrorRate
 from hf_wav2vec_family.metrics.per import PhoneErrorRate
@@ -156,7 +156,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--text-column", help="column of the references, such as phones, if it has another name")
     parser.add_argument("--output", type=Path, help="folder for scores.json, scores.md and utterances.jsonl")
     parser.add_argument("--decoder", metavar="FOLDER", help="of a beam search with its weights; greedy unless told")
-    parser.add_argument("--text-case", choices=["upper", "lower"])
+    parser.add_argument("--text-case", choices=CASES, help="of texts; that of the model's letters unless told")
     parser.add_argument("--batch-seconds", type=float, default=60.0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(arguments)
@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         model,
         processor,
         batch_seconds=options.batch_seconds,
-        text_case=options.text_case,
+        text_case=options.text_case or letter_case(processor.tokenizer),
         decoder=decoder,
     )
     print(json.dumps(scores, indent=2))

@@ -3,7 +3,6 @@
 python -m training.finetune training/recipes/wav2vec2/finetune_base_10h.yaml data.train=/my/corpus
 """
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -13,9 +12,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from hf_wav2vec_family import Wav2LetterCTCTokenizer
-from hf_wav2vec_family.decoding.alignment import writes_phones
 from hf_wav2vec_family.decoding.decoder_folder import load_decoder
 from hf_wav2vec_family.decoding.emissions import transitions_of
+from hf_wav2vec_family.decoding.spelling import writes_phones
 from hf_wav2vec_family.phones import CMU_39, TIMIT_39, TIMIT_48, TIMIT_61, WSJ_GRAPHEMES
 
 from .collators import normalized_text
@@ -27,6 +26,7 @@ from .pretrain import make_feature_extractor
 from .recipe import (
     Recipe,
     batch_settings,
+    begin,
     configuration,
     family_class,
     parse_command,
@@ -103,12 +103,8 @@ def make_model(recipe: Recipe, tokenizer) -> nn.Module:
             )
         refuse_unknown_fields(config_class, recipe.model)
         return model_class.from_encoder(recipe.encoder, **{**recipe.model, **of_this_task})
-    if recipe.pretrained is None:
-        return model_class(configuration(config_class, recipe.model, **of_this_task))
-    before = config_class.from_pretrained(recipe.pretrained)
-    known = {f.name: getattr(before, f.name) for f in dataclasses.fields(config_class)}
-    config = configuration(config_class, {**known, **recipe.model}, **of_this_task)
-    return model_class.from_pretrained(recipe.pretrained, config=config)
+    config = configuration(config_class, recipe.model, pretrained=recipe.pretrained, **of_this_task)
+    return begin(model_class, config, recipe.pretrained)
 
 
 def expect_unused_parameters(accelerator: Accelerator):

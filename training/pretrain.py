@@ -17,7 +17,7 @@ from .collators import CLEAN
 from .data import SpeechBatches, pretraining_batches
 from .engine import make_accelerator
 from .loop import seed_step, train
-from .recipe import Recipe, batch_settings, configuration, family_class, parse_command, refuse_settings
+from .recipe import Recipe, batch_settings, begin, configuration, family_class, parse_command, refuse_settings
 from .sources import as_sources, openable
 from .stage import Stage, StepOutput
 from .vitals import code_counts
@@ -152,13 +152,13 @@ def main(recipe: Recipe) -> dict:
         optimization=["frozen_encoder_steps", "linear_segmentation_steps"],
         data=["text_case"],
         run=["decoder"],
-        own=["pretrained", "encoder", "codes", "masking"],
+        own=["encoder", "codes", "masking"],
     )
     accelerator = make_accelerator(recipe)
-    config = configuration(family_class(recipe, "Config"), recipe.model)
+    config = configuration(family_class(recipe, "Config"), recipe.model, pretrained=recipe.pretrained)
     feature_extractor = make_feature_extractor(recipe, config)
     transformers.set_seed(recipe.run.seed)
-    model = family_class(recipe, "ForPreTraining")(config)
+    model = begin(family_class(recipe, "ForPreTraining"), config, recipe.pretrained)
     refuse_past_only(recipe, model)
     data = recipe.data
     batches = pretraining_batches(

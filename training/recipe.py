@@ -158,7 +158,8 @@ class Recipe:
     """
     Args:
         architecture: prefix of the classes of the package, such as Wav2Vec2.
-        pretrained: fine-tuning only: folder or Hub id of the model to start from; nothing means random weights.
+        pretrained: folder or Hub id of the model to start from, in pre-training to go on with it on other speech;
+            nothing means random weights.
         encoder: fine-tuning only: folder or Hub id of a pre-trained encoder, for an architecture that puts a new
             network on one; instead of `pretrained`.
         vocabulary: in fine-tuning, "letters" for the English letters of the original models, "transcripts" for the
@@ -269,10 +270,25 @@ def temperatures(optimization: OptimizationRecipe):
     return schedules.temperature_schedule(kind, num_steps=optimization.num_steps, options=options)
 
 
-def configuration(config_class: type, fields: dict[str, Any], **more: Any):
-    """A model configuration from a recipe's `model` section; a field that the class does not have is an error."""
+def configuration(config_class: type, fields: dict[str, Any], *, pretrained: str | None = None, **more: Any):
+    """A model configuration from a recipe's `model` section, over that of a `pretrained` model if there is one.
+
+    A field that the class does not have is an error, and so is a model of another architecture.
+    """
     refuse_unknown_fields(config_class, fields)
-    return config_class(**{**fields, **more})
+    before = {}
+    if pretrained is not None:
+        kind = config_class.get_config_dict(pretrained)[0].get("model_type")
+        if kind != config_class.model_type:
+            raise ValueError(f"pretrained must be a {config_class.model_type}, got {pretrained}, which is a {kind}.")
+        stored = config_class.from_pretrained(pretrained)
+        before = {f.name: getattr(stored, f.name) for f in dataclasses.fields(config_class)}
+    return config_class(**{**before, **fields, **more})
+
+
+def begin(model_class: type, config, pretrained: str | None):
+    """A model with the weights of `pretrained`, or random ones."""
+    return model_class(config) if pretrained is None else model_class.from_pretrained(pretrained, config=config)
 
 
 def refuse_unknown_fields(config_class: type, fields: dict[str, Any]):

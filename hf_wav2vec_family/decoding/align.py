@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from .alignment import Aligner
+from .spelling import CASES, in_case, letter_case
 from .textgrid import textgrid
 
 
@@ -32,7 +33,7 @@ def add_command(subcommands: "argparse._SubParsersAction"):
     parser.add_argument(
         "--manifest", type=Path, help=".jsonl, .csv or .tsv of file_name (relative to it) and text, in place of audio"
     )
-    parser.add_argument("--text-case", choices=["upper", "lower"], help="of the vocabulary, if the texts have another")
+    parser.add_argument("--text-case", choices=CASES, help="of texts; that of the model's letters unless told")
     parser.add_argument(
         "--output", type=Path, help="folder for a file per recording; without it, lines of JSON appear"
     )
@@ -56,11 +57,10 @@ def run(options: argparse.Namespace):
         chunk_seconds=options.chunk_seconds,
         context_seconds=options.context_seconds,
     )
+    text_case = options.text_case or letter_case(aligner.processor.tokenizer)
     for audio, text in recordings:
-        if text is not None and options.text_case is not None:
-            text = getattr(text, options.text_case)()
         try:
-            alignment = aligner(audio, text)
+            alignment = aligner(audio, None if text is None else in_case(text, text_case))
         except ValueError as error:
             raise ValueError(f"{audio}: {error}") from error
         content = json.dumps({"audio": str(audio), **alignment.as_dict()}, ensure_ascii=False)

@@ -19,6 +19,7 @@ from ..audio_reading import Recording
 from ..viterbi import align_ctc, align_targets, best_paths
 from .emissions import Emissions, emissions_of
 from .pipeline import own_class
+from .spelling import writes_phones
 
 
 @dataclass(frozen=True)
@@ -153,11 +154,6 @@ def timed(path: Tensor, emissions: Emissions, tokenizer: PreTrainedTokenizer) ->
         symbols=_segments(symbols, "char", emissions),
         unit="phones" if writes_phones(tokenizer) else "letters",
     )
-
-
-def writes_phones(tokenizer: PreTrainedTokenizer) -> bool:
-    """Whether the symbols are phones, which stand between blanks and make no words, rather than letters."""
-    return not hasattr(tokenizer, "replace_word_delimiter_char")
 
 
 def _segments(offsets: list[dict], name: str, emissions: Emissions) -> list[Segment]:

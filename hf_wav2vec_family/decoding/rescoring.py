@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from .spelling import in_case
+
 
 class CausalLanguageModel:
     """
@@ -41,8 +43,7 @@ class CausalLanguageModel:
         """
         end = self.tokenizer.eos_token_id
         begin = end if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id
-        if self.text_case:
-            texts = [text.upper() if self.text_case == "upper" else text.lower() for text in texts]
+        texts = [in_case(text, self.text_case) for text in texts]
         rows = [[begin, *self.tokenizer.encode(text, add_special_tokens=False), end] for text in texts]
         longest = max(map(len, rows))
         positions = getattr(self.model.config, "max_position_embeddings", None) or longest

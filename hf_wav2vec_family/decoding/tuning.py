@@ -24,6 +24,7 @@ from .decoder_folder import FOLDER, save_decoder
 from .emissions import frame_scores, transitions_of
 from .lexicon import read_lexicon, spell_words
 from .rescoring import CausalLanguageModel
+from .spelling import CASES, in_case, letter_case
 
 # Where weights are looked for. Units are those of beam_search.py.
 RANGES = {"lm_weight": (0.0, 6.0), "word_score": (-4.0, 4.0), "silence_score": (-2.0, 2.0)}
@@ -181,10 +182,11 @@ def add_command(subcommands: "argparse._SubParsersAction"):
     words.add_argument("--lexicon", type=Path, metavar="FILE", help="spellings; otherwise of the words of the ARPA")
     words.add_argument("--lexicon-free", action="store_true", help="any symbols; the language model is one of symbols")
     parser.add_argument("--causal-lm", metavar="FOLDER", help="causal language model of Transformers to rescore with")
-    parser.add_argument("--causal-lm-text-case", choices=["upper", "lower"])
+    parser.add_argument("--causal-lm-text-case", choices=CASES)
     parser.add_argument("--beam-sizes", type=int, nargs="+", default=[50])
     parser.add_argument("--num-trials", type=int, default=40)
     parser.add_argument("--num-utterances", type=int, help="the first ones only")
+    parser.add_argument("--text-case", choices=CASES, help="of texts; that of the model's letters unless told")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="MODEL/decoder unless told")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -209,8 +211,9 @@ def run(options: argparse.Namespace) -> dict:
         causal_lm=options.causal_lm
         and CausalLanguageModel.from_pretrained(options.causal_lm, text_case=options.causal_lm_text_case),
     )
-    utterances = list(read_manifest(options.data, options.split))[: options.num_utterances]
-    spoken = listen(model, processor, utterances)
+    text_case = options.text_case or letter_case(processor.tokenizer)
+    utterances = [(path, in_case(text, text_case)) for path, text in read_manifest(options.data, options.split)]
+    spoken = listen(model, processor, utterances[: options.num_utterances])
     tuning = tune(decoder, spoken, beam_sizes=options.beam_sizes, num_trials=options.num_trials, seed=options.seed)
     report = {
         "wer": tuning.wer,
