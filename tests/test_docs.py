@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import html
+import importlib
 import importlib.util
 import io
 import os
@@ -122,7 +123,7 @@ def dry_run(words: list[str], monkeypatch):
     except Parsed as parsed:
         options = parsed.args[0]
     if hasattr(options, "overrides") and hasattr(options, "recipe"):
-        load_recipe(options.recipe, options.overrides)
+        importlib.import_module(program).check(load_recipe(options.recipe, options.overrides))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -27,7 +27,8 @@ def offset(window: Window) -> Finding | None:
         WARNING,
         f"the mean of a clip is {share:.0%} of its level: the waveform does not swing around 0.",
         "a recorder with a DC offset, or unsigned samples read as signed.",
-        "convert the corpus with a high-pass filter (20 Hz); do_normalize: true takes out what is constant in a clip.",
+        "convert the corpus with a high-pass filter (20 Hz); a model of normalised input"
+        " (model.feat_extract_norm=layer) hears no offset.",
     )
 
 
@@ -41,7 +42,8 @@ def input_level(window: Window) -> Finding | None:
         WARNING,
         f"clips have a level of {level:.3g}; speech of full scale 1 has 0.01 to 0.3.",
         "samples that are not scaled to -1..1 (integers as floats)." if level > 1 else "a recording far too quiet.",
-        "scale the corpus; with do_normalize: true the level does not matter, but noise of a quiet recording does.",
+        "scale the corpus; to a model of normalised input (model.feat_extract_norm=layer) the level does not matter,"
+        " but noise of a quiet recording does.",
     )
 
 

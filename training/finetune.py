@@ -101,7 +101,6 @@ def make_model(recipe: Recipe, tokenizer) -> nn.Module:
                 f"encoder is for an architecture that puts a new network on one, and no other pretrained model, got"
                 f" {recipe.encoder!r} with {recipe.architecture} and pretrained={recipe.pretrained!r}."
             )
-        refuse_unknown_fields(config_class, recipe.model)
         return model_class.from_encoder(recipe.encoder, **{**recipe.model, **of_this_task})
     config = configuration(config_class, recipe.model, pretrained=recipe.pretrained, **of_this_task)
     return begin(model_class, config, recipe.pretrained)
@@ -184,8 +183,8 @@ def evaluator(recipe: Recipe, processor, accelerator: Accelerator):
     return evaluate
 
 
-def main(recipe: Recipe) -> dict:
-    """Runs the stage; returns its summary. Model and processor are in `run.output_dir`/model."""
+def check(recipe: Recipe):
+    """ValueError for a setting that this stage would pass over, or a field that the model does not have."""
     refuse_settings(
         recipe,
         "fine-tuning",
@@ -193,6 +192,12 @@ def main(recipe: Recipe) -> dict:
         data=["augment_past_only"],
         own=["codes", "masking"],
     )
+    refuse_unknown_fields(family_class(recipe, "Config"), recipe.model)
+
+
+def main(recipe: Recipe) -> dict:
+    """Runs the stage; returns its summary. Model and processor are in `run.output_dir`/model."""
+    check(recipe)
     accelerator = make_accelerator(recipe)
     transformers.set_seed(recipe.run.seed)
     folder = Path(recipe.run.output_dir)

@@ -17,7 +17,16 @@ from .collators import CLEAN
 from .data import SpeechBatches, pretraining_batches
 from .engine import make_accelerator
 from .loop import seed_step, train
-from .recipe import Recipe, batch_settings, begin, configuration, family_class, parse_command, refuse_settings
+from .recipe import (
+    Recipe,
+    batch_settings,
+    begin,
+    configuration,
+    family_class,
+    parse_command,
+    refuse_settings,
+    refuse_unknown_fields,
+)
 from .sources import as_sources, openable
 from .stage import Stage, StepOutput
 from .vitals import code_counts
@@ -144,8 +153,8 @@ def evaluator(recipe: Recipe, feature_extractor, device: torch.device):
     return evaluate
 
 
-def main(recipe: Recipe) -> dict:
-    """Runs the stage; returns its summary. The model is in `run.output_dir`/model."""
+def check(recipe: Recipe):
+    """ValueError for a setting that this stage would pass over, or a field that the model does not have."""
     refuse_settings(
         recipe,
         "pre-training",
@@ -154,6 +163,12 @@ def main(recipe: Recipe) -> dict:
         run=["decoder"],
         own=["encoder", "codes", "masking"],
     )
+    refuse_unknown_fields(family_class(recipe, "Config"), recipe.model)
+
+
+def main(recipe: Recipe) -> dict:
+    """Runs the stage; returns its summary. The model is in `run.output_dir`/model."""
+    check(recipe)
     accelerator = make_accelerator(recipe)
     config = configuration(family_class(recipe, "Config"), recipe.model, pretrained=recipe.pretrained)
     feature_extractor = make_feature_extractor(recipe, config)

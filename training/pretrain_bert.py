@@ -28,7 +28,7 @@ from .extract_codes import VOCABULARY
 from .loop import train
 from .masked_lm import RobertaForMaskedLM
 from .pretrain import averages
-from .recipe import Recipe, configuration, parse_command, refuse_settings
+from .recipe import Recipe, configuration, parse_command, refuse_settings, refuse_unknown_fields
 from .sources import as_sources, openable
 from .span_masking import NOT_A_TARGET
 from .stage import Stage, StepOutput
@@ -118,8 +118,8 @@ def evaluator(recipe: Recipe, tokenizer: SpeechCodesTokenizer, device: torch.dev
     return evaluate
 
 
-def main(recipe: Recipe) -> dict:
-    """Runs the stage; returns its summary."""
+def check(recipe: Recipe):
+    """ValueError for another architecture, and for a setting that this stage would pass over."""
     if recipe.architecture != ARCHITECTURE:
         raise ValueError(f"architecture must be {ARCHITECTURE} in pre-training on codes, got {recipe.architecture!r}.")
     of_audio = ["batch_seconds", "min_seconds", "max_seconds", "budget_seconds", "text_case", "same_speaker"]
@@ -133,6 +133,12 @@ def main(recipe: Recipe) -> dict:
         run=["decoder"],
         own=["pretrained", "encoder", "do_normalize"],
     )
+    refuse_unknown_fields(transformers.RobertaConfig, recipe.model)
+
+
+def main(recipe: Recipe) -> dict:
+    """Runs the stage; returns its summary."""
+    check(recipe)
     accelerator = make_accelerator(recipe)
     tokenizer = load_tokenizer(recipe)
     transformers.set_seed(recipe.run.seed)

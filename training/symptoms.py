@@ -85,8 +85,8 @@ def at_chance(window: Window) -> Finding | None:
         f"an accuracy of {accuracy:.1%} among {candidates} candidates after {window.step} steps.",
         "nothing is learned: features that do not vary in time, a waveform of the wrong scale, or a learning rate that"
         " is too low or too high.",
-        "compare input_rms and do_normalize with what the model expects; try optimization.learning_rate three times"
-        " lower and higher for some hundred steps.",
+        "look at input_rms (CPC has model.normalize_input, wav2vec 2.0 model.feat_extract_norm=layer); try"
+        " optimization.learning_rate three times lower and higher for some hundred steps.",
     )
 
 

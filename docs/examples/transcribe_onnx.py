@@ -23,7 +23,8 @@ session = onnxruntime.InferenceSession(Path(folder, *(model or ["model.onnx"])))
 inputs = {"input_values": samples[None], "attention_mask": np.ones((1, len(samples)), np.int64)}
 best = session.run(["logits"], inputs)[0][0].argmax(axis=-1)
 begins = [frame for frame in np.flatnonzero(np.diff(best, prepend=-1)) if best[frame] != about["blank"]]
-text = "".join(about["symbols"][best[frame]] for frame in begins)
-print(text.replace(about["word_delimiter"], " ").strip())
-for symbol, frame in zip(text, begins, strict=False):
+heard = [about["symbols"][best[frame]] for frame in begins]
+between = about["word_delimiter"]
+print("".join(heard).replace(between, " ").strip() if between else " ".join(heard))
+for symbol, frame in zip(heard, begins, strict=True):
     print(f"{about['first_seconds'] + frame * about['hop_seconds']:8.3f} s  {symbol}")

@@ -29,7 +29,7 @@ def write_space(folder: Path, *, model: str, codes: str, live: str):
     """`app.py`, `requirements.txt` and `README.md`; models are named as they will be found, on the Hub."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "app.py").write_text(APP.format(model=model, codes=codes, live=live))
-    (folder / "requirements.txt").write_text("hf-wav2vec-family[demo]\n")
+    (folder / "requirements.txt").write_text("hf-wav2vec-family[demo,decode]\n")
     named = sorted({name for name in (model, codes, live) if name})
     (folder / "README.md").write_text(CARD.format(models="\n".join(f"- {name}" for name in named)))
 
