@@ -87,6 +87,8 @@ def asg_loss(
     """
     if reduction not in ("none", "sum", "mean"):
         raise ValueError(f"reduction: expected 'none', 'sum' or 'mean', got {reduction!r}.")
+    if targets.dim() == 2 and not targets.shape[1]:  # a batch of empty texts
+        targets = nn.functional.pad(targets, (0, 1), value=-1)
     check_shapes(emissions, transitions, targets, input_lengths, target_lengths)
     _, num_frames, num_symbols = emissions.shape
     refuse_bad_targets(
@@ -102,7 +104,9 @@ def asg_loss(
     malformed = (_outside(targets, target_lengths, num_symbols) | _equal_neighbours(targets, target_lengths)).any(1)
     unreachable = (target_lengths > input_lengths) | (target_lengths == 0)
 
-    scores = emissions.transpose(0, 1).double().clamp(min=NEVER)  # [T, B, V]
+    # what stands in padded frames may be anything, and 0 times NaN is no 0
+    padded = torch.arange(num_frames, device=emissions.device)[:, None] >= input_lengths  # [T, B]
+    scores = emissions.transpose(0, 1).double().clamp(min=NEVER).masked_fill(padded.unsqueeze(-1), 0.0)  # [T, B, V]
     pairs = transitions.double().clamp(min=NEVER)
     if linear_segmentation:
         aligned = _path_score(scores, pairs, linear_path(targets, input_lengths, target_lengths, num_frames))
@@ -145,8 +149,8 @@ def check_shapes(
         raise ValueError(f"emissions: expected [B, T, V] of at least one frame, got {list(emissions.shape)}.")
     if transitions.shape != (num_symbols, num_symbols):
         raise ValueError(f"transitions: expected {[num_symbols, num_symbols]}, got {list(transitions.shape)}.")
-    if targets.dim() != 2 or len(targets) != batch_size or not targets.shape[1]:
-        raise ValueError(f"targets: expected [{batch_size}, L] with L >= 1, got {list(targets.shape)}.")
+    if targets.dim() != 2 or len(targets) != batch_size:
+        raise ValueError(f"targets: expected [{batch_size}, L], got {list(targets.shape)}.")
     for name, lengths in (("input_lengths", input_lengths), ("target_lengths", target_lengths)):
         if lengths.shape != (batch_size,):
             raise ValueError(f"{name}: expected [{batch_size}], got {list(lengths.shape)}.")
@@ -165,6 +169,7 @@ def refuse_bad_targets(
     if any(x.device.type != "cpu" for x in (targets, input_lengths, target_lengths)):
         return
     faults = [
+        ((input_lengths < 0) | (target_lengths < 0), "input_lengths or target_lengths are below 0"),
         (input_lengths > num_frames, f"input_lengths are above the {num_frames} frames of emissions"),
         (target_lengths > targets.shape[1], f"target_lengths are above the {targets.shape[1]} columns of targets"),
         (_outside(targets, target_lengths, num_symbols), f"a symbol is not within 0 and {num_symbols - 1}"),

@@ -73,6 +73,10 @@ class DiscreteBertConfig(PreTrainedConfig):
         check_labels(kwargs)
         if not isinstance(self.vq_wav2vec_config, PreTrainedConfig):
             self.vq_wav2vec_config = VQWav2VecConfig(**(self.vq_wav2vec_config or {}))
+        if not isinstance(self.vq_wav2vec_config, VQWav2VecConfig):
+            raise ValueError(
+                f"vq_wav2vec_config must be a VQWav2VecConfig, got {type(self.vq_wav2vec_config).__name__}."
+            )
         if not isinstance(self.roberta_config, PreTrainedConfig):
             all_words = {"vocab_size": padded_size(self.num_possible_words) + 1}  # and <mask>
             self.roberta_config = RobertaConfig(**{**ORIGINAL_ROBERTA, **all_words, **(self.roberta_config or {})})

@@ -27,9 +27,14 @@ def ctc_loss(
         logits: [B, T, vocabulary]. num_frames: [B], how many of the T count.
         labels: [B, L]; anything below 0 is padding.
         reduction: "sum", or "mean" of each utterance's loss over its number of labels.
-        zero_infinity: an utterance with more labels than frames costs 0 rather than infinity.
+        zero_infinity: an utterance that no path spells costs 0; otherwise it is an error.
+
+    Raises:
+        ValueError: labels outside the vocabulary, blanks among them, or more than the frames can spell, where labels
+            and lengths are on the CPU; the rows of the batch are named. An accelerator is never waited for.
     """
     present = labels >= 0
+    refuse_bad_labels(labels, num_frames, vocab_size=logits.shape[-1], blank=blank, allow_unreachable=zero_infinity)
     log_probs = F.log_softmax(logits, dim=-1, dtype=torch.float32).transpose(0, 1)
     # cuDNN's kernel reads concatenated labels on the host and wants int32; the native one takes them padded
     with torch.backends.cudnn.flags(enabled=False):
@@ -42,6 +47,33 @@ def ctc_loss(
             reduction=reduction,
             zero_infinity=zero_infinity,
         )
+
+
+def refuse_bad_labels(labels: Tensor, num_frames: Tensor, *, vocab_size: int, blank: int, allow_unreachable: bool):
+    """ValueError that names the rows [B, L] that CTC can't spell, of what is on the CPU."""
+    if (
+        any(x.device.type != "cpu" for x in (labels, num_frames))
+        or not labels.numel()
+        or torch.compiler.is_compiling()
+    ):
+        return
+    twice = ((labels[:, 1:] == labels[:, :-1]) & (labels[:, 1:] >= 0)).sum(dim=-1)
+    faults = [
+        ((labels >= vocab_size).any(dim=-1), f"must be below vocab_size = {vocab_size}, got {int(labels.max())}"),
+        ((labels == blank).any(dim=-1), f"must not be {blank}, the blank"),
+    ]
+    if not allow_unreachable:
+        needed = (labels >= 0).sum(dim=-1) + twice
+        faults.append(
+            (
+                needed > num_frames,
+                "need a frame each and one between equal neighbours, more than there are; ctc_zero_infinity leaves such"
+                " rows out",
+            )
+        )
+    for rows, message in faults:
+        if rows.any():
+            raise ValueError(f"labels, rows {rows.nonzero().flatten().tolist()} of the batch: they {message}.")
 
 
 class _Head:
@@ -104,8 +136,6 @@ class CTCHead(_Head):
         )
 
     def loss_of(self, logits: Tensor, input_values: Tensor, attention_mask: Tensor | None, labels: Tensor) -> Tensor:
-        if labels.numel() and labels.device.type == "cpu" and labels.max() >= logits.shape[-1]:
-            raise ValueError(f"labels must be below vocab_size = {logits.shape[-1]}, got {int(labels.max())}.")
         if attention_mask is None:
             lengths = labels.new_full((len(labels),), input_values.shape[-1])
         else:

@@ -23,6 +23,7 @@ from transformers.utils import can_return_tuple
 
 from .code_words import CodeTable, code_numbers
 from .configuration_discrete_bert import NUM_MARKS, DiscreteBertConfig
+from .configuration_vq_wav2vec import VQWav2VecConfig
 from .conv_model import ConvModelMixin
 from .fairseq_dictionary import DICTIONARY_SPECIALS
 from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
@@ -57,6 +58,8 @@ class DiscreteBertPreTrainedModel(ConvModelMixin, PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules: ClassVar = ["ConvBlock", "RobertaEmbeddings", "RobertaLayer"]
+    # rounded weights would choose other codes than those of pre-training
+    _keep_in_fp32_modules_strict: ClassVar = {"vq_wav2vec"}
     travelling_classes: ClassVar = {
         "AutoConfig": "configuration_discrete_bert.DiscreteBertConfig",
         "AutoModel": "modeling_discrete_bert.DiscreteBertModel",
@@ -114,8 +117,10 @@ class DiscreteBertModel(DiscreteBertPreTrainedModel):
             fields: of the configuration, such as `freeze_roberta`.
 
         Raises:
-            ValueError: the vocabulary does not fit the codes or the embedding.
+            ValueError: the vocabulary does not fit the codes or the embedding, or a part is of another kind.
         """
+        if vq_wav2vec.config.model_type != VQWav2VecConfig.model_type:
+            raise ValueError(f"vq_wav2vec must be a VQWav2VecModel, got {type(vq_wav2vec).__name__}.")
         codes, words = vq_wav2vec.config.to_dict(), roberta.config.to_dict()
         codes.pop("auto_map", None)  # the code of this folder, not of the one it came from
         config = DiscreteBertConfig(vq_wav2vec_config=codes, roberta_config=words, **fields)
@@ -164,9 +169,8 @@ class DiscreteBertModel(DiscreteBertPreTrainedModel):
 
     def quantize(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Codes [B, T, G] int64 of the waveform [B, S]; those of padded frames mean nothing."""
-        # rounded latents would choose other codes than those of pre-training
         with torch.autocast(device_type=input_values.device.type, enabled=False):
-            return self.vq_wav2vec.quantize(input_values, attention_mask)
+            return self.vq_wav2vec.quantize(input_values.to(self.vq_wav2vec.dtype), attention_mask)
 
     def token_ids(self, codes: Tensor) -> Tensor:
         """Codes [B, T, G] -> ids [B, T] of RoBERTa's vocabulary, those of words it does not have `<unk>`."""

@@ -170,7 +170,7 @@ class SpeechCodesTokenizer(PreTrainedTokenizer):
             ValueError: another number of groups and, where the codes are on the host (a device would have to be
                 waited for), a code below 0 or not below `num_codevectors_per_group`.
         """
-        self._check(codes)
+        codes = self._checked(codes)
         if self._is_per_group:
             offsets = torch.arange(self.num_codevector_groups, device=codes.device) * self._base
             numbers = torch.where((codes >= 0) & (codes < self._base), codes + offsets, -1).flatten(-2)
@@ -189,15 +189,14 @@ class SpeechCodesTokenizer(PreTrainedTokenizer):
                 )
             codes = torch.full((self.vocab_size,), -1)
             codes[self._word_ids] = self._word_codes[:, 1]
-            return codes.to(ids.device)[ids].unflatten(-1, (-1, self.num_codevector_groups))
+            return _rows(codes.to(ids.device), ids).unflatten(-1, (-1, self.num_codevector_groups))
         codes = torch.full((self.vocab_size, self.num_codevector_groups), -1)
         codes[self._word_ids] = self._word_codes
-        return codes.to(ids.device)[ids]
+        return _rows(codes.to(ids.device), ids)
 
     def convert_codes_to_string(self, codes: Tensor) -> str:
         """Codes [T, G] -> `"12-305 7-1"`."""
-        self._check(codes)
-        return " ".join(words_of(codes))
+        return " ".join(words_of(self._checked(codes)))
 
     def convert_string_to_codes(self, text: str) -> Tensor:
         """`"12-305 7-1"` -> codes [T, G] int64; raises ValueError for what is not codes of G groups."""
@@ -240,30 +239,46 @@ class SpeechCodesTokenizer(PreTrainedTokenizer):
                 words.append(group[2] if group else token)
         return " ".join(words)
 
-    def _check(self, codes: Tensor):
+    def _checked(self, codes: Tensor) -> Tensor:
+        """`codes`, tensor, array or lists, as int64: numbers of V codes are too large for smaller types."""
+        codes = torch.as_tensor(codes)
+        if codes.is_floating_point() or codes.dtype == torch.bool:
+            raise ValueError(f"codes must be whole numbers, got {codes.dtype}.")
+        codes = codes.long()
         if codes.dim() < 2 or codes.shape[-1] != self.num_codevector_groups:
             raise ValueError(
                 f"codes must be [..., T, G] with G = {self.num_codevector_groups} groups, got {tuple(codes.shape)}."
             )
         if codes.device.type != "cpu" or codes.numel() == 0:
-            return
+            return codes
         limit = self.num_codevectors_per_group
         if codes.min() < 0 or (limit is not None and codes.max() >= limit):
             accepted = "0 or above" if limit is None else f"from 0 to {limit - 1}"
             raise ValueError(f"codes must be {accepted}, got {int(codes.min())} to {int(codes.max())}.")
+        return codes
 
     def _tokenize(self, text: str) -> list[str]:
         words = text.split()
         if not self._is_per_group:
             return words
+        # a word of another number of codes has as many tokens, or every frame behind it would be another
+        unknown = ["<unk>"] * self.num_codevector_groups
         frames = [word.split("-") for word in words]
-        return [f"{group}:{code}" for frame in frames for group, code in enumerate(frame)]
+        spelled = ([f"{group}:{code}" for group, code in enumerate(frame)] for frame in frames)
+        return [token for tokens in spelled for token in (tokens if len(tokens) == len(unknown) else unknown)]
 
     def _convert_token_to_id(self, token: str) -> int:
         return self._ids.get(token, self._ids["<unk>"])
 
     def _convert_id_to_token(self, index: int) -> str:
         return self._tokens[index]
+
+
+def _rows(codes: Tensor, ids: Tensor) -> Tensor:
+    """Rows of `codes` [vocabulary, ...] by ids of any shape, -1 for ids that the vocabulary does not have."""
+    known = (ids >= 0) & (ids < len(codes))
+    found = codes[torch.where(known, ids, 0)]
+    return torch.where(known.view(*ids.shape, *[1] * (codes.dim() - 1)), found, -1)
 
 
 def _parse(words: list[str], origin: str | Path) -> tuple[Tensor, bool]:

@@ -31,6 +31,10 @@ class Wav2LetterCTCTokenizer(Wav2Vec2CTCTokenizer):
         if missing := [symbol for symbol in self.replabels if symbol not in self.encoder]:
             raise ValueError(f"replabels: {', '.join(missing)} of {vocab_file} are missing in the vocabulary.")
 
+    def tokenize(self, text: str, *args, **kwargs) -> list[str]:
+        # the base class asks nobody how an empty text is spelled
+        return super().tokenize(text, *args, **kwargs) or self._tokenize("")
+
     def _tokenize(self, text: str, **kwargs) -> list[str]:
         symbols = [self.unk_token if s in self.replabels else s for s in super()._tokenize(text, **kwargs)]
         return encode_target(symbols, self.replabels, surround=self.word_delimiter_token if self.surround else None)

@@ -249,6 +249,27 @@ def test_rows_that_are_too_long_or_empty_cost_nothing_if_asked():
     assert all(gradient.isfinite().all() for gradient in gradients)
     with pytest.raises(ValueError, match="follows itself"):
         asg_loss(emissions, transitions, torch.zeros_like(targets), frames, torch.tensor([2, 2, 2]), **options)
+    nothing = torch.zeros(3, 0, dtype=torch.long), frames, torch.zeros(3, dtype=torch.long)
+    assert asg_loss(emissions, transitions, *nothing, **options).tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match=r"rows \[0, 1, 2\] of the batch: there is no symbol"):
+        asg_loss(emissions, transitions, *nothing)
+    with pytest.raises(ValueError, match=r"rows \[0\] of the batch: input_lengths or target_lengths are below 0"):
+        asg_loss(emissions, transitions, targets, frames, torch.tensor([-1, 1, 1]), **options)
+
+
+def test_what_stands_in_padded_frames_may_be_anything():
+    emissions, transitions = small_case(6, 3, batch_size=2)
+    targets, lengths = padded([[0, 1], [1, 2, 0]])
+    frames = torch.tensor([4, 6])
+    found = []
+    for padding in (0.0, torch.nan, torch.inf):
+        scores = emissions.detach().clone()
+        scores[0, 4:] = padding
+        scores.requires_grad_()
+        loss = asg_loss(scores, transitions, targets, frames, lengths)
+        found.append((loss, *torch.autograd.grad(loss, (scores, transitions))))
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
 
 
 def test_shapes_that_do_not_fit_are_refused():

@@ -514,6 +514,13 @@ def test_a_text_outside_the_vocabulary_or_missing_is_left_out_and_named_or_an_er
             list(finetuning(corpus, processor, text_case="upper", **settings))
 
 
+def test_labels_that_do_not_fit_the_frames_are_an_error_if_asked(tmp_path, processor):
+    corpus = write_corpus(tmp_path / "c", [1600] * 2, texts=["ABCABC", "A"])
+    settings = {"shuffle_window": 0, "num_frames": lambda num_samples: num_samples // 320, "on_bad_text": "error"}
+    with pytest.raises(ValueError, match=r"^000: 6 labels need 6 frames, the audio gives 5\.$"):
+        list(finetuning(corpus, processor, **settings))
+
+
 def test_labels_that_do_not_fit_the_frames_are_left_out_blanks_between_doubles_included(tmp_path, processor):
     assert [num_frames_needed(labels) for labels in ([], [5], [5, 6, 5], [5, 5, 5])] == [0, 1, 3, 5]
     corpus = write_corpus(tmp_path / "c", [1600] * 3, texts=["ABCAB", "AABC", "AABB"])

@@ -162,6 +162,23 @@ def test_codes_are_those_of_float32_under_autocast():
     assert not torch.equal(found.codes, rounded)
 
 
+def test_codes_are_those_of_float32_in_a_model_that_is_loaded_in_half_precision(tmp_path):
+    model = model_of()
+    model.save_pretrained(tmp_path)
+    halved = family.DiscreteBertModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    waveform = torch.randn(2, samples(200)).bfloat16()
+    assert halved.roberta.dtype == torch.bfloat16
+    assert torch.equal(halved(waveform).codes, model.quantize(waveform.float()))
+
+
+def test_parts_of_another_kind_are_refused_by_name():
+    other = family.Wav2VecConfig()
+    with pytest.raises(ValueError, match="vq_wav2vec_config must be a VQWav2VecConfig, got Wav2VecConfig"):
+        family.DiscreteBertConfig(vq_wav2vec_config=other)
+    with pytest.raises(ValueError, match="vq_wav2vec must be a VQWav2VecModel, got Wav2VecModel"):
+        family.DiscreteBertModel.from_parts(family.Wav2VecModel(other), model_of().roberta, None)
+
+
 @pytest.mark.parametrize("head", ["Model", *HEADS])
 def test_saved_and_loaded_it_answers_the_same_with_its_vocabulary(tmp_path, head):
     vq_wav2vec, roberta, tokenizer = parts()

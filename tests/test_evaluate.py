@@ -82,3 +82,8 @@ def test_runs_that_were_not_measured_alike_have_no_mean(tmp_path):
         summarize.main([str(one), str(other), "--name", "ours"])
     with pytest.raises(ValueError, match="holds no scores"):
         summarize.main([str(tmp_path), "--name", "ours"])
+
+
+def test_a_phone_that_the_model_does_not_have_is_one_that_it_gets_wrong(tmp_path):
+    heard = [Utterance("1", "aa b", "aa b", 1.0), Utterance("2", "zz b", "aa b", 1.0)]
+    assert score(heard, phone_tokenizer(tmp_path, TIMIT_39))["per"] == 1 / 4

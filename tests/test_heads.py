@@ -115,12 +115,17 @@ def test_any_negative_label_is_padding(ctc_inputs):
     assert torch.equal(ctc_loss(*ctc_inputs, CTC_LABELS.clamp(min=-1), **options), expected)
 
 
-def test_more_labels_than_frames_cost_infinity_or_nothing(ctc_inputs):
+def test_labels_that_no_path_spells_are_refused_by_row_or_cost_nothing(ctc_inputs):
     logits, num_frames = ctc_inputs
     arguments = (logits, num_frames.clone(), CTC_LABELS)
     arguments[1][0] = 4
     options = {"blank": BLANK, "reduction": "sum"}
-    assert ctc_loss(*arguments, zero_infinity=False, **options).isinf()
+    with pytest.raises(ValueError, match=r"rows \[0\] of the batch: they need a frame each"):
+        ctc_loss(*arguments, zero_infinity=False, **options)
+    blank = CTC_LABELS.clone()
+    blank[1, 0] = BLANK
+    with pytest.raises(ValueError, match=rf"rows \[1\] of the batch: they must not be {BLANK}, the blank"):
+        ctc_loss(logits, num_frames, blank, zero_infinity=True, **options)
     rest = ctc_loss(logits[1:], num_frames[1:], CTC_LABELS[1:], zero_infinity=False, **options)
     torch.testing.assert_close(ctc_loss(*arguments, zero_infinity=True, **options), rest)
 

@@ -81,6 +81,27 @@ def test_a_word_outside_the_vocabulary_is_unknown_and_never_another():
     assert tokenizer("0-7 1-3 hello", add_special_tokens=False)["input_ids"] == [3, 5, 3]
 
 
+def test_codes_of_any_whole_type_have_the_ids_of_int64(tokenizer, codes):
+    expected = tokenizer.convert_codes_to_ids(codes)
+    for given in (codes.to(torch.uint8), codes.to(torch.int8), codes.int().numpy(), codes.tolist()):
+        assert torch.equal(tokenizer.convert_codes_to_ids(given), expected)
+    with pytest.raises(ValueError, match=r"whole numbers, got torch\.float32"):
+        tokenizer.convert_codes_to_ids(codes.float())
+
+
+def test_ids_that_are_no_words_have_no_codes(tokenizer):
+    ids = torch.tensor([-100, 10_000, 3] * tokenizer.tokens_per_frame)
+    assert tokenizer.convert_ids_to_codes(ids).eq(-1).all()
+
+
+def test_a_word_of_another_number_of_codes_takes_the_place_of_a_frame():
+    tokenizer = SpeechCodesTokenizer.per_group(2, 4)
+    unknown = [tokenizer.unk_token_id] * 2
+    for word in ("1", "1-2-3", "hello"):
+        ids = tokenizer(f"{word} 3-0", add_special_tokens=False)["input_ids"]
+        assert ids == unknown + tokenizer.convert_codes_to_ids(torch.tensor([[3, 0]])).tolist()
+
+
 def test_a_batch_is_padded_and_masked_as_any_tokenizer_does(tokenizer):
     texts = [tokenizer.convert_codes_to_string(some_codes(n, groups=tokenizer.num_codevector_groups)) for n in (5, 3)]
     batch = tokenizer(texts, padding=True, return_tensors="pt")

@@ -40,7 +40,10 @@ class MaskedCodesCollator:
 
     def prepare(self, planned: PlannedRow, epoch: int) -> dict:
         """`input_ids` [L] and `labels` [L] of a piece in an epoch."""
-        ids = self.tokenizer.convert_codes_to_ids(torch.from_numpy(planned.row.extra["codes"]))
+        try:
+            ids = self.tokenizer.convert_codes_to_ids(torch.from_numpy(planned.row.extra["codes"]))
+        except ValueError as error:
+            raise ValueError(f"{planned.row.id}: {error}") from error
         masked = self.masking(
             np.array(self.tokenizer.build_inputs_with_special_tokens(ids.tolist())),
             mask_id=self.tokenizer.mask_token_id,
@@ -93,6 +96,9 @@ class CodeBatches(SpeechBatches):
         seed: int,
         **settings,
     ):
+        shortest = NUM_MARKS + tokenizer.tokens_per_frame
+        if tokens_per_sample < shortest:
+            raise ValueError(f"tokens_per_sample: expected at least {shortest}, a frame, got {tokens_per_sample}.")
         super().__init__(
             sources=sources,
             collator=MaskedCodesCollator(tokenizer, masking, seed),

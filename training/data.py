@@ -170,7 +170,7 @@ class SpeechBatches:
         for skip in skips:
             level = logging.INFO if skip.reason in ("too_short", "too_long") else logging.WARNING
             logger.log(level, "left out (%s): %s", skip.reason, skip.message)
-            if skip.reason == "bad_text" and self.settings.on_bad_text == "error":
+            if skip.reason in ("bad_text", "too_many_labels") and self.settings.on_bad_text == "error":
                 raise ValueError(skip.message)
         self.report.count(num_rows, skips)
         self.report.refuse_too_many_bad(self.settings.max_bad_fraction)

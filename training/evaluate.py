@@ -86,7 +86,11 @@ def score(utterances: list[Utterance], tokenizer=None) -> dict[str, float | list
         "references": [u.reference for u in utterances],
     }
     if tokenizer is not None and writes_phones(tokenizer):
-        results = {"per": PhoneErrorRate().compute(**texts, phone_map=phone_map_of(tokenizer), per_clip=True)}
+        phone_map = phone_map_of(tokenizer)
+        if phone_map is not None:
+            # a phone that the model does not have is one that it gets wrong
+            phone_map = {**{phone: phone for text in texts["references"] for phone in text.split()}, **phone_map}
+        results = {"per": PhoneErrorRate().compute(**texts, phone_map=phone_map, per_clip=True)}
     else:
         metrics = {"wer": WordErrorRate(), "cer": CharacterErrorRate()}
         results = {name: metric.compute(**texts, per_clip=True) for name, metric in metrics.items()}

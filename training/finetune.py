@@ -101,6 +101,7 @@ def make_model(recipe: Recipe, tokenizer) -> nn.Module:
                 f"encoder is for an architecture that puts a new network on one, and no other pretrained model, got"
                 f" {recipe.encoder!r} with {recipe.architecture} and pretrained={recipe.pretrained!r}."
             )
+        refuse_unknown_fields(config_class, recipe.model)
         return model_class.from_encoder(recipe.encoder, **{**recipe.model, **of_this_task})
     config = configuration(config_class, recipe.model, pretrained=recipe.pretrained, **of_this_task)
     return begin(model_class, config, recipe.pretrained)

@@ -159,7 +159,7 @@ def check(recipe: Recipe):
         recipe,
         "pre-training",
         optimization=["frozen_encoder_steps", "linear_segmentation_steps"],
-        data=["text_case"],
+        data=["text_case", "on_bad_text"],
         run=["decoder"],
         own=["encoder", "codes", "masking"],
     )

@@ -123,7 +123,7 @@ def check(recipe: Recipe):
     if recipe.architecture != ARCHITECTURE:
         raise ValueError(f"architecture must be {ARCHITECTURE} in pre-training on codes, got {recipe.architecture!r}.")
     of_audio = ["batch_seconds", "min_seconds", "max_seconds", "budget_seconds", "text_case", "same_speaker"]
-    of_audio += ["augmentation", "augment_past_only"]
+    of_audio += ["augmentation", "augment_past_only", "on_bad_text"]
     of_others = ["gumbel_temperature", "codebook", "frozen_encoder_steps", "linear_segmentation_steps"]
     refuse_settings(
         recipe,

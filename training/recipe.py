@@ -43,6 +43,8 @@ class DataRecipe:
         budget_seconds: train on so much of the data only, taken in an order drawn from `budget_seed`.
         text_case: "upper", "lower" or nothing: what is done to transcripts.
         max_bad_fraction: a larger share of clips that cannot be read stops the run.
+        on_bad_text: fine-tuning only: "skip" leaves out, names and counts transcripts that are missing, have symbols
+            outside the vocabulary, or more of them than the audio has frames; "error" stops at the first.
         augmentation: `{noise: {snr_db: [5, 20], prob: 0.5}, …}`, what is done to the clips of training, in this order:
             kinds and options of training/augmentation.py; an empty mapping `{}` takes the defaults of a kind.
         augment_past_only: CPC's pre-training only: the context hears the augmented clip, what it has to predict is of
@@ -62,6 +64,7 @@ class DataRecipe:
     budget_seed: int = 0
     text_case: str | None = None
     max_bad_fraction: float = 0.01
+    on_bad_text: str = "skip"
     augmentation: dict[str, Any] | None = None
     augment_past_only: bool = False
 
@@ -307,7 +310,7 @@ def batch_settings(recipe: Recipe, *, rank: int, world_size: int) -> dict[str, A
     """What the training batches of any stage are made by, as `SpeechBatches` takes it."""
     data = recipe.data
     names = ("batch_seconds", "min_seconds", "max_seconds", "shuffle_window", "same_speaker", "num_streams")
-    names += ("num_workers", "max_bad_fraction")
+    names += ("num_workers", "max_bad_fraction", "on_bad_text")
     budget = {"budget_seconds": data.budget_seconds, "budget_seed": data.budget_seed}
     given = {name: getattr(data, name) for name in names}
     ours = {"seed": recipe.run.seed, "rank": rank, "world_size": world_size}
