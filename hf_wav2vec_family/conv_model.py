@@ -45,9 +45,14 @@ class ConvModelMixin:
         return frame_centers(total, self.config.conv_kernel, self.config.conv_stride)
 
     @property
+    def num_frames_needed(self) -> int:
+        """The fewest frames that the model, or the objective on top of it, can do anything with."""
+        return 1
+
+    @property
     def num_samples_needed(self) -> int:
-        """The fewest samples that make a frame."""
-        return num_samples_needed(1, self.config.conv_kernel, self.config.conv_stride)
+        """The fewest samples that make so many frames."""
+        return num_samples_needed(self.num_frames_needed, self.config.conv_kernel, self.config.conv_stride)
 
     def _get_feat_extract_output_lengths(self, input_lengths: int | Tensor) -> int | Tensor:
         return self.num_frames(input_lengths)

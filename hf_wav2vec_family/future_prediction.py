@@ -199,9 +199,13 @@ class FuturePrediction(nn.Module):
             negatives = torch.cat([negatives, elsewhere], dim=-1)
         return negatives.transpose(1, 2)
 
+    @property
+    def num_frames_needed(self) -> int:
+        """The fewest frames of a clip with a target for every step and with enough others to be told from."""
+        return max(self.offset + self.num_steps, self.num_negatives + 1)
+
     def _refuse_short_clips(self, total: int, lengths: Tensor | None):
-        needed = max(self.offset + self.num_steps, self.num_negatives + 1)
-        shortest = total
+        needed, shortest = self.num_frames_needed, total
         if lengths is not None and lengths.device.type == "cpu" and not torch.compiler.is_compiling():
             shortest = int(lengths.min())
         if shortest < needed:

@@ -51,11 +51,8 @@ def ctc_loss(
 
 def refuse_bad_labels(labels: Tensor, num_frames: Tensor, *, vocab_size: int, blank: int, allow_unreachable: bool):
     """ValueError that names the rows [B, L] that CTC can't spell, of what is on the CPU."""
-    if (
-        any(x.device.type != "cpu" for x in (labels, num_frames))
-        or not labels.numel()
-        or torch.compiler.is_compiling()
-    ):
+    on_the_host = labels.device.type == num_frames.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not on_the_host or not labels.numel():
         return
     twice = ((labels[:, 1:] == labels[:, :-1]) & (labels[:, 1:] >= 0)).sum(dim=-1)
     faults = [
@@ -63,14 +60,8 @@ def refuse_bad_labels(labels: Tensor, num_frames: Tensor, *, vocab_size: int, bl
         ((labels == blank).any(dim=-1), f"must not be {blank}, the blank"),
     ]
     if not allow_unreachable:
-        needed = (labels >= 0).sum(dim=-1) + twice
-        faults.append(
-            (
-                needed > num_frames,
-                "need a frame each and one between equal neighbours, more than there are; ctc_zero_infinity leaves such"
-                " rows out",
-            )
-        )
+        too_few = "need a frame each and one between equal neighbours, more than there are; ctc_zero_infinity leaves"
+        faults.append(((labels >= 0).sum(dim=-1) + twice > num_frames, f"{too_few} such rows out"))
     for rows, message in faults:
         if rows.any():
             raise ValueError(f"labels, rows {rows.nonzero().flatten().tolist()} of the batch: they {message}.")

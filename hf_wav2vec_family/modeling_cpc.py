@@ -395,7 +395,8 @@ class CPCPreTrainedModel(ConvModelMixin, PreTrainedModel):
     @property
     def num_samples_needed(self) -> int:
         """The fewest samples that make a frame."""
-        return num_samples_needed(1, self.config.conv_kernel, self.config.conv_stride, self.config.conv_padding)
+        config = self.config
+        return num_samples_needed(self.num_frames_needed, config.conv_kernel, config.conv_stride, config.conv_padding)
 
 
 class CPCModel(CPCPreTrainedModel):
@@ -513,6 +514,11 @@ class CPCForPreTraining(CPCPreTrainedModel):
         self.dropout = nn.Dropout(config.predictor_dropout)
         self.post_init()
 
+    @property
+    def num_frames_needed(self) -> int:
+        """One more than the steps to predict."""
+        return self.config.num_prediction_steps + 1
+
     def freeze_feature_encoder(self):
         """Stops training the convolutions."""
         self.cpc.freeze_feature_encoder()
@@ -625,10 +631,9 @@ class CPCForPreTraining(CPCPreTrainedModel):
         config = self.config
         num_contexts = frames.shape[1] - config.num_prediction_steps
         if num_contexts < 1:
-            frames_needed = config.num_prediction_steps + 1
-            needed = num_samples_needed(frames_needed, config.conv_kernel, config.conv_stride, config.conv_padding)
             raise ValueError(
-                f"input_values must have at least {needed} samples, {frames_needed} frames, to predict"
+                f"input_values must have at least {self.num_samples_needed} samples, {self.num_frames_needed} frames,"
+                " to predict"
                 f" {config.num_prediction_steps} steps ahead, but have {frames.shape[1]} frames."
             )
         return num_contexts

@@ -304,6 +304,11 @@ class VQWav2VecForPreTraining(VQWav2VecPreTrainedModel):
         """Codes [B, T, G] int64 of the waveform [B, S], without noise; those of padded frames mean nothing."""
         return self.vq_wav2vec.quantize(input_values, attention_mask)
 
+    @property
+    def num_frames_needed(self) -> int:
+        """Those of the prediction."""
+        return self.prediction.num_frames_needed
+
     @can_return_tuple
     def forward(
         self,

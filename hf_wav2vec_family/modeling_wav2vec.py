@@ -139,6 +139,11 @@ class Wav2VecForPreTraining(Wav2VecPreTrainedModel):
         self.prediction = self.make_prediction(config.conv_dim[-1])
         self.post_init()
 
+    @property
+    def num_frames_needed(self) -> int:
+        """Those of the prediction."""
+        return self.prediction.num_frames_needed
+
     @can_return_tuple
     def forward(
         self,

@@ -24,18 +24,22 @@ class PretrainingCollator:
     """Waveforms of one length: normalised whole by the feature extractor, as fairseq does; the loader crops them.
 
     `with_speakers` adds a number for each row's `speaker_id`, if all rows of the batch have one. What the loader does
-    to a waveform first is `augmentation`.
+    to a waveform first is `augmentation`. Of fewer than `min_samples` the objective can make nothing.
     """
 
     feature_extractor: Callable
     with_speakers: bool = False
     augmentation: Augmentation | None = None
+    min_samples: int = 1
 
     @property
     def sampling_rate(self) -> int:
         return self.feature_extractor.sampling_rate
 
     def prepare(self, row: Row, waveform: np.ndarray) -> dict:
+        if len(waveform) < self.min_samples:
+            message = f"{row.id}: {len(waveform)} samples, the model needs {self.min_samples}."
+            raise UnusableRow("too_short", message)
         features = self.feature_extractor(waveform, sampling_rate=self.sampling_rate, return_attention_mask=True)
         example = {"input_values": np.asarray(features["input_values"][0])}
         if self.with_speakers and row.extra.get("speaker_id") is not None:

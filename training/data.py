@@ -117,7 +117,12 @@ class SpeechBatches:
         self.settings = BatchSettings(**settings)
         self.sources = [open_source(source) for source in as_sources(sources)]
         self.collator, self.num_workers = collator, num_workers
-        num_streams = self.settings.num_streams or self._one_stream_per_process()
+        num_streams = self.settings.num_streams
+        num_shards = min((len(part.shards) for part in parts_of(self.sources)), default=0)
+        if num_streams is None:
+            num_streams = self._one_stream_per_process()
+        elif num_streams > max(num_shards, 1):
+            raise ValueError(f"num_streams: expected at most {num_shards}, the shards of a source, got {num_streams}.")
         self.beginning = RankState(Deal(self.settings.world_size), num_streams)
         self.state, self.report = self.beginning, Report()
 
@@ -240,6 +245,7 @@ def pretraining_batches(
     *,
     min_seconds: float = 2.0,
     max_seconds: float = 15.625,
+    min_samples: int = 1,
     with_speakers: bool = False,
     augmentation: Augmentation | None = None,
     **settings,
@@ -248,13 +254,14 @@ def pretraining_batches(
 
     Every row is normalised by `feature_extractor` as a whole, then all rows of a batch are cropped at random places to
     the shortest of them or `max_seconds`. The defaults are those of wav2vec 2.0 BASE: 32,000 and 250,000 samples.
+    Rows of fewer than `min_samples`, after augmentation, are left out as those below `min_seconds` are.
     `with_speakers` adds `speaker_ids` [B], equal for rows whose `speaker_id` is; a batch with a row that has none
     lacks them. `augmentation` changes every row before it is normalised, drawn from (seed, epoch, number of the row);
     with its `past_only`, `clean_input_values` [B, S] are the same crops without it. `settings` are `num_workers` and
     the fields of `BatchSettings`.
     """
     settings |= {"min_seconds": min_seconds, "max_seconds": max_seconds, "crop": True}
-    collator = PretrainingCollator(feature_extractor, with_speakers, augmentation)
+    collator = PretrainingCollator(feature_extractor, with_speakers, augmentation, min_samples)
     return SpeechBatches(sources=sources, collator=collator, **settings)
 
 
@@ -292,6 +299,7 @@ def evaluation_batches(
     min_seconds: float = 0.0,
     text_case: str | None = None,
     num_workers: int = 0,
+    max_bad_fraction: float = 0.01,
 ) -> SpeechBatches:
     """All utterances once, whole and in their order, with `texts` to compare with; nothing is too long.
 
@@ -306,4 +314,5 @@ def evaluation_batches(
         max_seconds=math.inf,
         shuffle_window=0,
         num_epochs=1,
+        max_bad_fraction=max_bad_fraction,
     )

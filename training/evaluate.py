@@ -119,6 +119,7 @@ def evaluate_on(
     *,
     batch_seconds: float,
     text_case: str | None,
+    max_bad_fraction: float = 0.01,
     decoder: BeamSearchDecoder | None = None,
 ) -> tuple[list[Utterance], dict]:
     """Transcribes all of `sources` and scores it; clips too short for a frame are left out and counted."""
@@ -128,6 +129,7 @@ def evaluate_on(
         batch_seconds=batch_seconds,
         text_case=text_case,
         min_seconds=min_num_samples(model) / processor.feature_extractor.sampling_rate,
+        max_bad_fraction=max_bad_fraction,
     )
     began = time.perf_counter()
     utterances = transcribe(model, processor, batches, next(model.parameters()).device, decoder)

@@ -174,6 +174,7 @@ def evaluator(recipe: Recipe, processor, accelerator: Accelerator):
             processor,
             batch_seconds=recipe.data.batch_seconds,
             text_case=recipe.data.text_case,
+            max_bad_fraction=recipe.data.max_bad_fraction,
             # anew, since the transitions of ASG learn
             decoder=load_decoder(of_decoder, processor.tokenizer, transitions_of(model)) if of_decoder else None,
         )

@@ -84,7 +84,7 @@ class BatchSettings:
             raise ValueError("same_speaker needs a shuffle_window to find rows of one speaker in, got 0.")
         if (self.num_streams or 1) > 1 and self.num_epochs is not None:
             raise ValueError(f"num_streams: only 1 goes with num_epochs = {self.num_epochs}, got {self.num_streams}.")
-        if (self.num_streams or 1) < 1:
+        if self.num_streams is not None and self.num_streams < 1:
             raise ValueError(f"num_streams: expected at least 1, got {self.num_streams}.")
         if self.on_bad_text not in ("skip", "error"):
             raise ValueError(f"on_bad_text: expected 'skip' or 'error', got {self.on_bad_text!r}.")

@@ -145,6 +145,8 @@ def evaluator(recipe: Recipe, feature_extractor, device: torch.device):
             batch_seconds=recipe.data.batch_seconds,
             min_seconds=recipe.data.min_seconds,
             max_seconds=recipe.data.max_seconds,
+            max_bad_fraction=recipe.data.max_bad_fraction,
+            min_samples=model.num_samples_needed,
             with_speakers=wants_speakers(model),
             num_epochs=1,
         )
@@ -179,6 +181,7 @@ def main(recipe: Recipe) -> dict:
     batches = pretraining_batches(
         as_sources(data.train),
         feature_extractor,
+        min_samples=model.num_samples_needed,
         with_speakers=wants_speakers(model),
         **batch_settings(recipe, rank=accelerator.process_index, world_size=accelerator.num_processes),
     )
