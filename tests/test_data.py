@@ -559,3 +559,9 @@ def test_real_opus_speech_becomes_batches_of_the_ten_minutes_asked_for(processor
     assert 60 < sum(seconds) < 140
     assert max(seconds) <= 80
     assert batches.report.rows == batches.report.used
+
+
+def test_more_streams_than_shards_are_refused(tmp_path):
+    corpus = write_corpus(tmp_path / "c", [2000] * 3)
+    with pytest.raises(ValueError, match="num_streams: expected at most 1, the shards of a source, got 2"):
+        pretraining_batches(corpus, Wav2Vec2FeatureExtractor(), batch_seconds=20.0, num_streams=2)

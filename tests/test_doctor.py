@@ -378,8 +378,13 @@ def test_the_range_of_a_reference_is_what_it_showed_around_the_same_part_of_its_
     assert (low[4], high[4]) == (min(values[3:6]), max(values[3:6]))
 
 
-def test_a_folder_without_a_log_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no log\.jsonl"):
-        doctor.main([str(tmp_path)])
-    with pytest.raises(ValueError, match="no whole line"):
-        doctor.main([str(write_log(tmp_path / "new", []))])
+def test_a_folder_without_a_log_is_refused_with_another_code_than_a_sick_run(tmp_path, capsys):
+    odd = write_log(tmp_path / "odd", [{"loss": 1.0}])
+    for folder, message in ((tmp_path, "holds no log.jsonl"), (write_log(tmp_path / "new", []), "no whole line")):
+        with pytest.raises(SystemExit) as ended:
+            doctor.main([str(folder)])
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        doctor.main([str(odd)])
+    assert "line 1: expected an object with a step" in capsys.readouterr().err

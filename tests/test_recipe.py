@@ -95,6 +95,39 @@ def test_an_unknown_key_is_named_at_every_level(recipe_file, key, named):
         load_recipe(recipe_file(), [*PLACES, key])
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.log_every_steps=-1", r"run\.log_every_steps must be at least 0, got -1"),
+        ("run.keep_checkpoints=0", r"run\.keep_checkpoints must be at least 1, got 0"),
+        ("data.max_bad_fraction=7", r"data\.max_bad_fraction must be at least 0 and at most 1, got 7"),
+        ("data.num_streams=0", r"data\.num_streams must be at least 1, got 0"),
+        ("data.budget_seconds=0", r"data\.budget_seconds must be above 0"),
+        ("optimization.max_grad_norm=-1", r"optimization\.max_grad_norm must be at least 0"),
+        ("optimization.schedule={kind: polynomial, warmup_steps: abc}", r"optimization\.schedule: "),
+        ("optimization.gumbel_temperature={kind: linear, share: 0}", r"optimization\.gumbel_temperature: "),
+        (
+            "optimization.gumbel_temperature={kind: linear, end: 0}",
+            r"gumbel_temperature must be at least 1e-06 at step",
+        ),
+        ("run.best_metric=accuracy", r"lowest value is the best, got accuracy"),
+        ("model=[1]", "with overrides"),
+        ("model={a: [1", "with overrides"),
+        ("data.train={path: x, weight: abc}", "weight"),
+        ("data.augmentation=[noise]", "with overrides"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_before_anything_is_loaded(recipe_file, override, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(recipe_file(), [*PLACES, override])
+
+
+def test_a_recipe_that_is_no_yaml_or_no_file_is_named(recipe_file, tmp_path):
+    for path in (recipe_file("a: [1,"), tmp_path):
+        with pytest.raises(ValueError, match=str(path)):
+            load_recipe(path, PLACES)
+
+
 def test_an_unknown_key_of_a_file_is_named_as_one_of_the_command_line_is(recipe_file):
     with pytest.raises(ValueError, match="learning_rat"):
         load_recipe(recipe_file("optimization: {learning_rat: 1.0}"), PLACES)

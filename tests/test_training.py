@@ -683,6 +683,93 @@ def test_a_run_goes_on_in_another_folder_and_with_other_numbers_of_workers(tiny)
     assert [line["step"] for line in log_of(second)] == [3, 4, 4]
 
 
+@pytest.mark.parametrize("wrong", ["best_metric", "evaluation"])
+def test_a_run_whose_evaluation_fails_has_saved_what_it_did(tiny, tmp_path, wrong):
+    sections = {"optimization": {"num_steps": 4}, "run": {"evaluation_every_steps": 2, "checkpoint_every_steps": 4}}
+    recipe = tiny(**sections)
+    if wrong == "best_metric":
+        broken = replace(recipe, run=replace(recipe.run, best_metric="foo"))
+    else:
+        (tmp_path / "empty" / "dev").mkdir(parents=True)
+        (tmp_path / "empty" / "dev" / "metadata.jsonl").write_text("")
+        broken = replace(recipe, data=replace(recipe.data, evaluation=str(tmp_path / "empty")))
+    with pytest.raises(ValueError, match=r"best_metric|None of 0 rows"):
+        run_stage(pretrain, broken)
+    assert [path.name for path in (Path(recipe.run.output_dir) / "checkpoints").iterdir()] == ["step-00000002"]
+    assert run_stage(pretrain, recipe)["steps"] == 4
+
+
+def test_an_evaluation_that_is_no_number_is_worse_than_any(tiny, monkeypatch):
+    measured = iter([math.nan, 1.0, math.nan, 0.5])
+    monkeypatch.setattr(pretrain, "averages", lambda *_, **__: {"loss": 1.0, "contrastive_loss": next(measured)})
+    summary = run_stage(pretrain, tiny(optimization={"num_steps": 4}, run={"evaluation_every_steps": 1}))
+    assert (summary["best"], summary["best_step"]) == (0.5, 4)
+
+
+def test_clips_too_short_for_the_objective_are_counted_and_left_out(tiny, corpus, tmp_path):
+    data = tmp_path / "with-a-short-one"
+    shutil.copytree(corpus, data)
+    soundfile.write(data / "train" / "short.wav", np.zeros(1900), RATE)
+    with (data / "train" / "metadata.jsonl").open("a") as metadata:
+        metadata.write(json.dumps({"file_name": "short.wav", "text": "A", "speaker_id": "voice-0"}) + "\n")
+    path = tmp_path / "cpc.yaml"
+    path.write_text("architecture: CPC\nmodel: {num_prediction_steps: 12}")
+    recipe = shrunk(path, data, tmp_path / "short")
+    model = {**recipe.model, "num_prediction_steps": 12}
+    summary = run_stage(
+        pretrain, replace(recipe, model=model, optimization=replace(recipe.optimization, num_steps=20))
+    )
+    assert summary["steps"] == 20
+    assert summary["data"]["skipped"]["too_short"] > 0
+
+
+def test_a_run_that_goes_on_has_the_options_of_the_optimizer_that_are_asked_for_now(tiny, monkeypatch):
+    run_stage(pretrain, tiny())
+    seen = []
+    monkeypatch.setattr(
+        pretrain, "compute", lambda model, batch, compute=pretrain.compute: seen.append(1) or compute(model, batch)
+    )
+    recipe = tiny(optimization={"num_steps": 3, "weight_decay": 0.5, "betas": (0.1, 0.2), "eps": 1e-3})
+    run_stage(pretrain, recipe)
+    state = torch.load(
+        Path(recipe.run.output_dir) / "checkpoints" / "step-00000003" / "optimizer.bin", weights_only=True
+    )
+    (group,) = state["param_groups"]
+    assert (group["weight_decay"], tuple(group["betas"]), group["eps"]) == (0.5, (0.1, 0.2), 1e-3)
+    with pytest.raises(ValueError, match=r"optimization\.optimizer \(adamw -> sgd\)"):
+        run_stage(pretrain, replace(recipe, optimization=replace(recipe.optimization, optimizer="sgd", num_steps=4)))
+
+
+def test_a_run_started_anew_leaves_the_one_before_aside(tiny):
+    before = tiny()
+    run_stage(pretrain, before)
+    weights = model_weights(before)
+    run_stage(pretrain, replace(before, run=replace(before.run, resume=False, seed=2)))
+    folder = Path(before.run.output_dir)
+    assert same(load_file(folder / "model-before-1" / "model.safetensors"), weights)
+    assert (folder / "checkpoints-before-1" / "step-00000002").is_dir()
+    assert not same(model_weights(before), weights)
+
+
+def test_a_run_is_not_resumed_with_other_letters(tiny, corpus, tmp_path):
+    data = tmp_path / "letters"
+    shutil.copytree(corpus, data)
+    recipe = tiny(vocabulary="transcripts", data={"train": str(data)})
+    run_stage(finetune, recipe)
+    metadata = data / "train" / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace('"text": "A', '"text": "X'))
+    with pytest.raises(ValueError, match=r"has the symbols .* now have .* X"):
+        run_stage(finetune, replace(recipe, optimization=replace(recipe.optimization, num_steps=3)))
+
+
+def test_a_folder_is_the_same_however_its_path_is_written(tiny, corpus, monkeypatch):
+    recipe = tiny()
+    run_stage(pretrain, recipe)
+    monkeypatch.chdir(corpus.parent)
+    again = replace(recipe, data=replace(recipe.data, train=corpus.name))
+    assert run_stage(pretrain, again)["steps"] == 2
+
+
 def test_a_folder_is_not_resumed_for_a_run_about_something_else(tiny, corpus):
     run_stage(pretrain, tiny())
     with pytest.raises(ValueError, match=r"another model.*run.resume=false"):
@@ -695,9 +782,10 @@ def test_a_folder_is_not_resumed_for_a_run_about_something_else(tiny, corpus):
 
 
 def test_a_best_model_that_cannot_be_written_leaves_the_one_before(tiny, monkeypatch):
-    recipe = tiny(run={"resume": False})
+    recipe = tiny(data={"evaluation": None})
     run_stage(pretrain, recipe)
     before = model_weights(recipe)
+    recipe = replace(recipe, optimization=replace(recipe.optimization, num_steps=3))
 
     def full(self, folder, **_):
         Path(folder).mkdir(parents=True)

@@ -10,7 +10,8 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -156,7 +157,7 @@ def checkpoint_to_resume(folder: Path, resume: bool | str, accelerator: Accelera
     if Path(resume).is_dir():
         places, fetch = (Path(resume) / "checkpoints", Path(resume)), None
     else:
-        with accelerator.main_process_first():
+        with accelerator.main_process_first(), named_on_the_hub("run.resume", resume):
             places, fetch = (download_run_states(resume),), partial(download_checkpoint, resume)
     for place in places:
         found = newest_undamaged_checkpoint(place, accelerator, fetch)
@@ -165,6 +166,17 @@ def checkpoint_to_resume(folder: Path, resume: bool | str, accelerator: Accelera
     raise ValueError(
         f"run.resume: no checkpoint in {resume!r}; expected true, false, or the folder or Hub id of a run."
     )
+
+
+@contextmanager
+def named_on_the_hub(setting: str, name: str) -> Iterator[None]:
+    """ValueError that names a setting whose value is no folder here and cannot be had from the Hub either."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        yield
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise ValueError(f"{setting}: {name!r} is no folder, and cannot be had from the Hub: {error}") from error
 
 
 def download_run_states(repository: str) -> Path:

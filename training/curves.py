@@ -25,9 +25,12 @@ def read_lines(run: Path) -> list[dict]:
     lines = []
     for line in path.read_text().splitlines():
         try:
-            lines.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
             break
+        if not isinstance(record, dict) or "step" not in record:
+            raise ValueError(f"{path}, line {len(lines) + 1}: expected an object with a step, got {line[:80]!r}.")
+        lines.append(record)
     return lines
 
 

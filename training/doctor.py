@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from .curves import EVALUATION, as_series, import_pyplot, read_lines
 from .doctor_report import Report, as_figures, as_svg, draw, page
@@ -119,10 +120,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pictures", nargs="+", type=Path, default=[], help="PNG files to put into doctor.html too")
     options = parser.parse_args(arguments)
     reference = None
-    if options.reference is not None:
-        num_steps = facts_in(options.reference).num_steps
-        reference = reference_of(read_lines(options.reference), str(options.reference), num_steps)
-    report = examine_run(options.run, options.output or options.run, reference, options.pictures)
+    try:
+        if options.reference is not None:
+            num_steps = facts_in(options.reference).num_steps
+            reference = reference_of(read_lines(options.reference), str(options.reference), num_steps)
+        report = examine_run(options.run, options.output or options.run, reference, options.pictures)
+    except (ValueError, OmegaConfBaseException) as error:
+        parser.error(str(error))  # with 2: 1 is said of a run
     for episode in report.episodes:
         print(f"steps {episode.steps}: {episode.finding}")
     print(report.verdict)

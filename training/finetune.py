@@ -57,7 +57,19 @@ def make_tokenizer(recipe: Recipe, folder: Path) -> transformers.PreTrainedToken
     if kind not in ("letters", "transcripts"):
         return transformers.Wav2Vec2CTCTokenizer.from_pretrained(kind)
     letters = LETTERS if kind == "letters" else letters_of(recipe)
+    if recipe.run.resume and any((folder.parent / "checkpoints").glob("step-*")):
+        refuse_other_symbols([*SPECIAL_TOKENS, *letters], folder / "vocab.json")
     return transformers.Wav2Vec2CTCTokenizer(write_vocabulary([*SPECIAL_TOKENS, *letters], folder))
+
+
+def refuse_other_symbols(symbols: list[str], path: Path):
+    """ValueError if a run that goes on was begun with other symbols than these."""
+    before = [*json.loads(path.read_text())] if path.is_file() else symbols
+    if before != symbols:
+        raise ValueError(
+            f"{path} has the symbols {' '.join(before)}, but the transcripts of data.train now have"
+            f" {' '.join(symbols)}; choose another run.output_dir, or start anew with run.resume=false."
+        )
 
 
 def write_vocabulary(symbols: list[str], folder: Path) -> str:

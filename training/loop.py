@@ -6,13 +6,18 @@ evaluation, checkpoints, resume.
 """
 
 import logging
+import math
 import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, reduce
 from torch import nn
 
 from .checkpoints import checkpoint_to_resume, load_checkpoint, read_run_state, replace_folder, save_checkpoint
@@ -26,6 +31,8 @@ from .stage import Stage
 from .stalls import StallWatch, lost_processes_named
 
 logger = logging.getLogger(__name__)
+# of an optimizer, which a checkpoint has too
+OPTIONS = ("betas", "eps", "weight_decay", "momentum")
 
 
 def seed_step(seed: int, step: int, rank: int):
@@ -75,7 +82,7 @@ def run_steps(
     if optimization.compile:
         torch.backends.cudnn.benchmark = True  # batches are of few lengths then, each of which is worth a trial
 
-    progress = resume(recipe, accelerator, batches)
+    progress = resume(recipe, accelerator, optimizer, batches, best_metric=stage.best)
     log.start(progress.step)
     last_good = LastGood(accelerator, optimizer)
 
@@ -86,7 +93,12 @@ def run_steps(
             accelerator=accelerator,
             rank_state=rank_state,
             keep=recipe.run.keep_checkpoints,
-            run_state={"identity": identity(recipe), "best": progress.best, "best_step": progress.best_step},
+            run_state={
+                "identity": identity(recipe),
+                "best_metric": stage.best,
+                "best": progress.best,
+                "best_step": progress.best_step,
+            },
         )
 
     learning_rate, temperature = learning_rates(optimization), temperatures(optimization)
@@ -126,7 +138,8 @@ def run_steps(
                     model, last_good, step=progress.step, loss=log.loss, checkpoints=folder / "checkpoints", save=save
                 )
             if evaluation_due:
-                evaluate_and_keep_best(stage, model, accelerator, progress, log, folder / "model")
+                with saved_if_it_fails(accelerator, partial(save, progress.step, rank_state)):
+                    evaluate_and_keep_best(stage, model, accelerator, progress, log, folder / "model")
             if checkpoint_due:
                 saved = save(progress.step, rank_state)
                 if asked and not last:
@@ -135,23 +148,73 @@ def run_steps(
     return log.finish(progress, batches)
 
 
-def resume(recipe: Recipe, accelerator: Accelerator, batches) -> Progress:
+@contextmanager
+def saved_if_it_fails(accelerator: Accelerator, save: Callable[[], Path]) -> Iterator[None]:
+    """Saves where the body raises in every process at once, as one does that cannot be evaluated.
+
+    Saving takes all processes, so that one that fails alone must not wait for the others in it.
+    """
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    failed = reduce(torch.tensor(float(failure is not None), device=accelerator.device), "sum")
+    if failed == accelerator.num_processes:
+        try:
+            logger.warning("the evaluation failed; saved %s, from which the same command goes on", save())
+        except OSError as error:
+            logger.warning("the evaluation failed, and what was done since the last checkpoint with it: %s", error)
+    if failure is not None:
+        raise failure
+    if failed:
+        raise RuntimeError("the evaluation failed in another process.")
+
+
+def set_old_run_aside(folder: Path):
+    """Moves checkpoints and model of a run that is started anew out of the way, and deletes nothing."""
+    for name in ("checkpoints", "model"):
+        if (folder / name).is_dir():
+            number = next(n for n in count(1) if not (folder / f"{name}-before-{n}").exists())
+            (folder / name).rename(folder / f"{name}-before-{number}")
+            logger.warning("run.resume is false: %s is now %s-before-%d", folder / name, name, number)
+
+
+def resume(
+    recipe: Recipe, accelerator: Accelerator, optimizer: torch.optim.Optimizer, batches, *, best_metric: str | None
+) -> Progress:
     """Restores what was prepared and the place in the data from the checkpoint that `run.resume` means, if any."""
     folder = Path(recipe.run.output_dir)
+    if recipe.run.resume is False:
+        if accelerator.is_main_process:
+            set_old_run_aside(folder)
+        accelerator.wait_for_everyone()
     checkpoint = checkpoint_to_resume(folder / "checkpoints", recipe.run.resume, accelerator)
     if checkpoint is None:
         return Progress()
     # before its weights are loaded, whose shapes another model does not share
     refuse_another_run(read_run_state(checkpoint)["identity"], identity(recipe), checkpoint.parent.parent)
+    as_asked = [{name: group[name] for name in OPTIONS if name in group} for group in optimizer.param_groups]
     restored = load_checkpoint(checkpoint, accelerator)
+    for group, options in zip(optimizer.param_groups, as_asked, strict=True):
+        group.update(options)  # those of the recipe, which may say others than it did
     del restored.run["identity"]
+    if restored.run.pop("best_metric", best_metric) != best_metric:
+        logger.warning("run.best_metric is another than before, so that the best model is sought anew")
+        restored.run["best"] = None
+    if restored.run["step"] > recipe.optimization.num_steps:
+        logger.warning(
+            "the run has done %d steps and optimization.num_steps is %d: nothing is left to do",
+            restored.run["step"],
+            recipe.optimization.num_steps,
+        )
     batches.load_state_dicts([rank["batches"] for rank in restored.ranks])
     return Progress(**restored.run)
 
 
 def refuse_another_run(before: dict, now: dict, folder: Path):
     """ValueError if a folder holds checkpoints of a run about something else."""
-    differing = [f"{name} ({before.get(name)} -> {now[name]})" for name in now if now[name] != before.get(name)]
+    differing = [f"{name} ({before[name]} -> {now[name]})" for name in now if now[name] != before.get(name, now[name])]
     if differing:
         raise ValueError(
             f"{folder} holds a run with another {', '.join(differing)}; choose another run.output_dir, or start it"
@@ -201,6 +264,9 @@ def evaluate_and_keep_best(
         if stage.best not in metrics:
             raise ValueError(f"run.best_metric must be one of {', '.join(metrics)}, got {stage.best!r}.")
         value = metrics[stage.best]
+        if not math.isfinite(value):
+            logger.warning("evaluation: %s is %s, which is no better than any number", stage.best, value)
+            value = None if progress.best is None else math.inf
     if value is None or progress.best is None or value < progress.best:
         progress.best, progress.best_step = value, progress.step
         # of split weights every process has to give its part

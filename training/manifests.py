@@ -51,7 +51,10 @@ class CountedLines:
     def __next__(self) -> str:
         line = next(self.file)
         # some programs begin a file with a mark of its encoding
-        text = line.decode("utf-8-sig" if self.num_bytes == 0 else "utf-8")
+        try:
+            text = line.decode("utf-8-sig" if self.num_bytes == 0 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.file.name}, line {self.num_lines + 1}: not UTF-8: {error}.") from error
         self.num_bytes += len(line)
         self.num_lines += 1
         return text
@@ -66,7 +69,8 @@ class CountedLines:
 def manifest_rows(manifest: Path, stretch: Stretch, begin: int) -> Iterator[Row]:
     for line, record in islice(_manifest_records(manifest, stretch), begin, None):
         where = f"{manifest}, line {line}"
-        column = next((column for column in FILE_COLUMNS if isinstance(record.get(column), str)), None)
+        named = [column for column in FILE_COLUMNS if isinstance(record.get(column), str) and record[column]]
+        column = named[0] if named else None
         if column is None or None in record:
             raise ValueError(f"{where}: expected a column {' or '.join(FILE_COLUMNS)}, got {list(record)}.")
         file_name = record.pop(column)

@@ -9,22 +9,30 @@ from .rows import ROWS_PER_STRETCH, Row, Shard, beneath, make_row, stem_of
 
 def parquet_shards(files: Iterable[Path]) -> list[Shard]:
     """A shard per row group; a footer tells how many there are."""
-    import pyarrow.parquet as pq
 
     shards, num_rows = [], 0
     for path in files:
-        with pq.ParquetFile(path) as file:
+        with _opened(path) as file:
             for group in range(file.num_row_groups):
                 shards.append(Shard(partial(_parquet_rows, path, group, num_rows)))
                 num_rows += file.metadata.row_group(group).num_rows
     return shards
 
 
-def _parquet_rows(path: Path, group: int, rows_before: int, begin: int) -> Iterator[Row]:
+def _opened(path: Path, **options):
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    try:
+        return pq.ParquetFile(path, **options)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not readable as parquet: {error}") from error
+
+
+def _parquet_rows(path: Path, group: int, rows_before: int, begin: int) -> Iterator[Row]:
+
     number = 0
-    with pq.ParquetFile(path, pre_buffer=False) as file:
+    with _opened(path, pre_buffer=False) as file:
         for batch in file.iter_batches(ROWS_PER_STRETCH, row_groups=[group]):
             skipped = min(max(begin - number, 0), len(batch))
             records = batch.slice(skipped).to_pylist()

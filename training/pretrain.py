@@ -13,6 +13,8 @@ from accelerate.utils import broadcast
 from torch import nn
 from tqdm.auto import tqdm
 
+from hf_wav2vec_family.speech_recognition_pipeline import min_num_samples
+
 from .collators import CLEAN
 from .data import SpeechBatches, pretraining_batches
 from .engine import make_accelerator
@@ -49,6 +51,11 @@ def make_feature_extractor(recipe: Recipe, config) -> transformers.Wav2Vec2Featu
 def wants_speakers(model: nn.Module) -> bool:
     """Whether the objective of a model can tell the speakers of a batch apart."""
     return "speaker_ids" in inspect.signature(type(model).forward).parameters
+
+
+def samples_needed(model: nn.Module) -> int:
+    """The shortest clip that the objective of a model can learn from, or that gives it a frame."""
+    return getattr(model, "num_samples_needed", None) or min_num_samples(model)
 
 
 def refuse_past_only(recipe: Recipe, model: nn.Module):
@@ -146,7 +153,7 @@ def evaluator(recipe: Recipe, feature_extractor, device: torch.device):
             min_seconds=recipe.data.min_seconds,
             max_seconds=recipe.data.max_seconds,
             max_bad_fraction=recipe.data.max_bad_fraction,
-            min_samples=model.num_samples_needed,
+            min_samples=samples_needed(model),
             with_speakers=wants_speakers(model),
             num_epochs=1,
         )
@@ -181,7 +188,7 @@ def main(recipe: Recipe) -> dict:
     batches = pretraining_batches(
         as_sources(data.train),
         feature_extractor,
-        min_samples=model.num_samples_needed,
+        min_samples=samples_needed(model),
         with_speakers=wants_speakers(model),
         **batch_settings(recipe, rank=accelerator.process_index, world_size=accelerator.num_processes),
     )

@@ -7,11 +7,13 @@ A file says only what differs from the defaults here; a key that is not here is 
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -21,6 +23,25 @@ from . import schedules
 from .augmentation import Augmentation, make_augmentation
 from .sources import as_sources
 from .span_masking import SpanMasking
+
+# the least and the largest value of what has limits
+LIMITS = {
+    "optimization": {
+        "num_steps": (1, math.inf),
+        "gradient_accumulation_steps": (1, math.inf),
+        "learning_rate": (0, math.inf),
+        "max_grad_norm": (0, math.inf),
+        "frozen_encoder_steps": (0, math.inf),
+        "linear_segmentation_steps": (0, math.inf),
+    },
+    "data": {"max_bad_fraction": (0, 1), "num_workers": (0, math.inf), "num_streams": (1, math.inf)},
+    "run": {
+        "log_every_steps": (0, math.inf),
+        "evaluation_every_steps": (0, math.inf),
+        "checkpoint_every_steps": (0, math.inf),
+        "keep_checkpoints": (1, math.inf),
+    },
+}
 
 # What is compiled for one length is used for every batch of it: 30 lengths, and 2 % of a crop of 12 s lost to them.
 COMPILED_LENGTH_STEP_SECONDS = 0.5
@@ -204,9 +225,10 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         if merged.optimization.mixed_precision == "False":
             merged.optimization.mixed_precision = "no"
         recipe = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{path} with overrides {list(overrides)}: {str(error).splitlines()[0]}") from error
-    check_recipe(recipe)
+        check_recipe(recipe)
+    except (OmegaConfBaseException, yaml.YAMLError, TypeError, IsADirectoryError) as error:
+        described = " ".join(str(error).split("\n\n")[0].split())
+        raise ValueError(f"{path} with overrides {list(overrides)}: {described}") from error
     return recipe
 
 
@@ -221,8 +243,7 @@ def _without_replaced_schedules(merged, layer):
 def check_recipe(recipe: Recipe):
     """Everything that can be told to be wrong before data and models are loaded."""
     optimization = recipe.optimization
-    learning_rates(optimization)
-    temperatures(optimization)
+    refuse_impossible_schedules(optimization)
     unknown = sorted(set(optimization.codebook or {}) - {"initialize", "restart_every_steps"})
     if unknown:
         raise ValueError(f"optimization.codebook takes initialize, restart_every_steps, got {', '.join(unknown)}.")
@@ -235,13 +256,19 @@ def check_recipe(recipe: Recipe):
         raise ValueError(f"optimization.optimizer must be adamw or sgd, got {optimization.optimizer!r}.")
     if optimization.momentum and optimization.optimizer != "sgd":
         raise ValueError(f"optimization.momentum needs the optimizer sgd, got {optimization.optimizer!r}.")
-    for name in ("num_steps", "gradient_accumulation_steps"):
-        if getattr(optimization, name) < 1:
-            raise ValueError(f"optimization.{name} must be at least 1, got {getattr(optimization, name)}.")
+    for section, limits in LIMITS.items():
+        for name, (lowest, highest) in limits.items():
+            value = getattr(getattr(recipe, section), name)
+            if value is not None and not lowest <= value <= highest:
+                at_most = "" if highest == math.inf else f" and at most {highest}"
+                raise ValueError(f"{section}.{name} must be at least {lowest}{at_most}, got {value}.")
+    for name in ("accuracy", "codevector_perplexity"):
+        if name in (recipe.run.best_metric or ""):
+            raise ValueError(f"run.best_metric must be a number whose lowest value is the best, got {name}.")
     if not isinstance(recipe.run.resume, bool | str) or recipe.run.resume == "":
         raise ValueError(f"run.resume must be true, false, a folder or a Hub id, got {recipe.run.resume!r}.")
-    if recipe.run.keep_checkpoints < 1:
-        raise ValueError(f"run.keep_checkpoints must be at least 1, got {recipe.run.keep_checkpoints}.")
+    if recipe.data.budget_seconds is not None and recipe.data.budget_seconds <= 0:
+        raise ValueError(f"data.budget_seconds must be above 0, or null for all, got {recipe.data.budget_seconds}.")
     if recipe.data.min_seconds > recipe.data.max_seconds:
         raise ValueError(
             "data.min_seconds must not be above data.max_seconds, got"
@@ -253,6 +280,21 @@ def check_recipe(recipe: Recipe):
         weighted = [source.path for source in as_sources(recipe.data.evaluation) if source.weight is not None]
         if weighted:
             raise ValueError(f"data.evaluation takes every row once and no weight, got one for {', '.join(weighted)}.")
+
+
+def refuse_impossible_schedules(optimization: OptimizationRecipe):
+    """ValueError for schedules that give no number, or a temperature of 0, at the first or the last step."""
+    for key, schedule, lowest in (
+        ("schedule", learning_rates(optimization), 0.0),
+        ("gumbel_temperature", temperatures(optimization), 1e-6),
+    ):
+        for step in (0, optimization.num_steps - 1) if schedule is not None else ():
+            try:
+                value = schedule(step)
+            except (ArithmeticError, TypeError) as error:
+                raise ValueError(f"optimization.{key}: {error}.") from error
+            if not lowest <= value < math.inf:
+                raise ValueError(f"optimization.{key} must be at least {lowest} at step {step}, got {value}.")
 
 
 def learning_rates(optimization: OptimizationRecipe):
@@ -344,7 +386,10 @@ def identity(recipe: Recipe) -> dict[str, Any]:
     """What a run is about; a run that resumes with another is not the same run."""
     names = ("architecture", "pretrained", "encoder", "vocabulary", "do_normalize", "model")
     own = {name: getattr(recipe, name) for name in names}
-    return {**own, "data.train": [dataclasses.asdict(source) for source in as_sources(recipe.data.train)]}
+    sources = [dataclasses.asdict(source) for source in as_sources(recipe.data.train)]
+    # a folder is the same however its path is written
+    train = [{**s, "path": str(Path(s["path"]).resolve()) if Path(s["path"]).exists() else s["path"]} for s in sources]
+    return {**own, "optimization.optimizer": recipe.optimization.optimizer, "data.train": train}
 
 
 def parse_command(description: str, arguments: list[str] | None = None) -> Recipe:

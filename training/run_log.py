@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .checkpoints import replace_file
 from .data_symptoms import is_stall
 from .doctor import Watch, facts_of
 from .findings import NUM_LINES
@@ -34,7 +35,7 @@ def keep_log_until(path: Path, step: int):
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, KeyError, TypeError):
             break
     rewritten = path.with_suffix(".tmp")
     rewritten.write_text("".join(kept))
@@ -188,6 +189,7 @@ class RunLog:
             "data": getattr(batches, "summary", dict)(),
         }
         if self.accelerator.is_main_process:
-            (self.path.parent / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+            text = json.dumps(summary, indent=2) + "\n"
+            replace_file(self.path.parent / "summary.json", lambda unfinished: unfinished.write_text(text))
         self.accelerator.end_training()
         return summary
