@@ -25,6 +25,7 @@ from transformers import AutoProcessor
 
 import hf_wav2vec_family as family
 from hf_wav2vec_family.audio_reading import read_audio
+from hf_wav2vec_family.decoding.spelling import letter_case
 from hf_wav2vec_family.export import export_model
 from hf_wav2vec_family.export.opening import model_class
 from hf_wav2vec_family.export.writing import MODEL, QUANTIZED
@@ -106,8 +107,7 @@ def on_corpus(runs: dict[str, Run], folder: Path, corpus: str, options: argparse
         inputs = processor(read_audio(row.audio, SAMPLING_RATE), sampling_rate=SAMPLING_RATE, return_tensors="np")
         for name, run in runs.items():
             best[name].append(run(inputs["input_values"].astype(np.float32))[0].argmax(-1))
-    case = "upper" if "E" in processor.tokenizer.get_vocab() else "lower"
-    references = [normalized_text(row.text, case) for row in rows]
+    references = [normalized_text(row.text, letter_case(processor.tokenizer)) for row in rows]
     texts = {name: processor.batch_decode(symbols) for name, symbols in best.items()}
     return {f"cer_{name}": jiwer.cer(references, found) for name, found in texts.items()} | agreement(best)
 

@@ -98,7 +98,9 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
         result = super().postprocess(model_outputs, **kwargs)
         if self.type in ("ctc", "ctc_with_lm"):
             for chunk in result.get("chunks", []):
-                chunk["timestamp"] = tuple(max(0.0, time + self.delay_seconds) for time in chunk["timestamp"])
+                # as plain numbers, in microseconds, so that they can be read when they are printed
+                times = (round(float(time) + self.delay_seconds, 6) for time in chunk["timestamp"])
+                chunk["timestamp"] = tuple(max(0.0, time) for time in times)
         return result
 
     @cached_property

@@ -181,6 +181,7 @@ def test_timestamps_are_seconds_within_the_clip_of_any_rate(recognise, waveform,
     result = recognise({"raw": waveform[::2], "sampling_rate": 8_000}, return_timestamps=unit)
     duration = len(waveform) / SAMPLING_RATE
     times = [time for chunk in result["chunks"] for time in chunk["timestamp"]]
+    assert all(type(time) is float and time == round(time, 6) for time in times)
     assert times == sorted(times)
     assert times[0] >= 0
     assert 0.8 * duration < times[-1] <= duration
