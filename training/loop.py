@@ -11,7 +11,6 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +19,18 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, reduce
 from torch import nn
 
-from .checkpoints import checkpoint_to_resume, load_checkpoint, read_run_state, replace_folder, save_checkpoint
+from .checkpoints import replace_folder, save_checkpoint
 from .engine import refuse_with_fsdp
 from .gradients import accumulate, apply_gradients
 from .last_good import LastGood, refuse_broken_run
 from .preemption import StopRequest
 from .recipe import Recipe, identity, learning_rates, temperatures
+from .resuming import resume
 from .run_log import Progress, RunLog, is_due
 from .stage import Stage
 from .stalls import StallWatch, lost_processes_named
 
 logger = logging.getLogger(__name__)
-# of an optimizer, which a checkpoint has too
-OPTIONS = ("betas", "eps", "weight_decay", "momentum")
 
 
 def seed_step(seed: int, step: int, rank: int):
@@ -150,9 +148,10 @@ def run_steps(
 
 @contextmanager
 def saved_if_it_fails(accelerator: Accelerator, save: Callable[[], Path]) -> Iterator[None]:
-    """Saves where the body raises in every process at once, as one does that cannot be evaluated.
+    """Saves where the body raises in every process at once, as it does where the data cannot be evaluated on.
 
-    Saving takes all processes, so that one that fails alone must not wait for the others in it.
+    Saving takes all processes, so that one that fails alone must not wait for the others in it. All wait
+    for each other at the end of the body.
     """
     failure = None
     try:
@@ -169,57 +168,6 @@ def saved_if_it_fails(accelerator: Accelerator, save: Callable[[], Path]) -> Ite
         raise failure
     if failed:
         raise RuntimeError("the evaluation failed in another process.")
-
-
-def set_old_run_aside(folder: Path):
-    """Moves checkpoints and model of a run that is started anew out of the way, and deletes nothing."""
-    for name in ("checkpoints", "model"):
-        if (folder / name).is_dir():
-            number = next(n for n in count(1) if not (folder / f"{name}-before-{n}").exists())
-            (folder / name).rename(folder / f"{name}-before-{number}")
-            logger.warning("run.resume is false: %s is now %s-before-%d", folder / name, name, number)
-
-
-def resume(
-    recipe: Recipe, accelerator: Accelerator, optimizer: torch.optim.Optimizer, batches, *, best_metric: str | None
-) -> Progress:
-    """Restores what was prepared and the place in the data from the checkpoint that `run.resume` means, if any."""
-    folder = Path(recipe.run.output_dir)
-    if recipe.run.resume is False:
-        if accelerator.is_main_process:
-            set_old_run_aside(folder)
-        accelerator.wait_for_everyone()
-    checkpoint = checkpoint_to_resume(folder / "checkpoints", recipe.run.resume, accelerator)
-    if checkpoint is None:
-        return Progress()
-    # before its weights are loaded, whose shapes another model does not share
-    refuse_another_run(read_run_state(checkpoint)["identity"], identity(recipe), checkpoint.parent.parent)
-    as_asked = [{name: group[name] for name in OPTIONS if name in group} for group in optimizer.param_groups]
-    restored = load_checkpoint(checkpoint, accelerator)
-    for group, options in zip(optimizer.param_groups, as_asked, strict=True):
-        group.update(options)  # those of the recipe, which may say others than it did
-    del restored.run["identity"]
-    if restored.run.pop("best_metric", best_metric) != best_metric:
-        logger.warning("run.best_metric is another than before, so that the best model is sought anew")
-        restored.run["best"] = None
-    if restored.run["step"] > recipe.optimization.num_steps:
-        logger.warning(
-            "the run has done %d steps and optimization.num_steps is %d: nothing is left to do",
-            restored.run["step"],
-            recipe.optimization.num_steps,
-        )
-    batches.load_state_dicts([rank["batches"] for rank in restored.ranks])
-    return Progress(**restored.run)
-
-
-def refuse_another_run(before: dict, now: dict, folder: Path):
-    """ValueError if a folder holds checkpoints of a run about something else."""
-    differing = [f"{name} ({before[name]} -> {now[name]})" for name in now if now[name] != before.get(name, now[name])]
-    if differing:
-        raise ValueError(
-            f"{folder} holds a run with another {', '.join(differing)}; choose another run.output_dir, or start it"
-            " anew with run.resume=false."
-        )
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
@@ -274,4 +222,3 @@ def evaluate_and_keep_best(
         weights = accelerator.get_state_dict(model) if split else None
         if accelerator.is_main_process:
             replace_folder(folder, lambda unfinished: stage.save(accelerator.unwrap_model(model), unfinished, weights))
-    accelerator.wait_for_everyone()
