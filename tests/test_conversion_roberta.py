@@ -1,15 +1,20 @@
 """Conversion of RoBERTa on codes: both layouts, alone and with its vq-wav2vec, and what is refused."""
 
 import argparse
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import transformers
 
 from hf_wav2vec_family import DiscreteBertModel, SpeechCodesTokenizer, VQWav2VecConfig, VQWav2VecForPreTraining
 from hf_wav2vec_family.conversion import __main__ as command
 from hf_wav2vec_family.conversion import convert_checkpoint
+from training import finetune
+from training.recipe import load_recipe
 
 WIDTH, INNER, LAYERS, ROWS, POSITIONS = 8, 12, 2, 17, 30
 WORDS = ["1-2", "0-0", "3-1", "2-2", "0-3"]
@@ -135,6 +140,32 @@ def test_with_a_vq_wav2vec_folder_it_becomes_a_discrete_bert_that_hears(
     roberta = convert_checkpoint(path).model.roberta
     expected = roberta(**tokens).last_hidden_state[:, 1:-1]
     torch.testing.assert_close(found.last_hidden_state[:, : expected.shape[1]], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_converted_and_fine_tuned_it_writes_in_the_pipeline(path, dictionary, vq_wav2vec, tmp_path):
+    write(path, weights_of())
+    converted, corpus = tmp_path / "converted", tmp_path / "corpus"
+    arguments = [str(path), str(converted), "--dictionary", str(dictionary), "--vq-wav2vec", str(vq_wav2vec)]
+    assert command.main(arguments) == 0
+    (corpus / "train").mkdir(parents=True)
+    rows = [{"file_name": f"{number}.wav", "text": text} for number, text in enumerate(("AB", "BA C"))]
+    for number, row in enumerate(rows):
+        noise = np.random.default_rng(number).normal(0, 0.1, 8_000)
+        soundfile.write(corpus / "train" / row["file_name"], noise, 16_000)
+    (corpus / "train" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    changes = f"""
+        pretrained={converted} vocabulary=transcripts data.train={corpus} data.evaluation=null data.budget_seconds=null
+        data.num_workers=0 optimization.num_steps=2 optimization.gradient_accumulation_steps=1
+        optimization.mixed_precision=no run.trackers=[] run.output_dir={tmp_path / "run"}
+    """
+    room = Path(__file__).parents[1] / "training" / "recipes" / "discrete_bert"
+    recipe = load_recipe(room / "finetune_10h.yaml", changes.split())
+    assert finetune.main(recipe)["steps"] == 2
+    model = str(tmp_path / "run" / "model")
+    transcribe = transformers.pipeline("automatic-speech-recognition", model=model, trust_remote_code=True)
+    heard = transcribe(str(corpus / "train" / "0.wav"))["text"]
+    assert set(heard) <= set("ABC ")
 
 
 def test_the_masked_language_model_is_written_with_its_tokenizer(path, dictionary, tmp_path):

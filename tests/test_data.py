@@ -522,7 +522,9 @@ def test_labels_that_do_not_fit_the_frames_are_an_error_if_asked(tmp_path, proce
 
 
 def test_labels_that_do_not_fit_the_frames_are_left_out_blanks_between_doubles_included(tmp_path, processor):
-    assert [num_frames_needed(labels) for labels in ([], [5], [5, 6, 5], [5, 5, 5])] == [0, 1, 3, 5]
+    labels = ([], [5], [5, 6, 5], [5, 5, 5])
+    assert [num_frames_needed(one) for one in labels] == [0, 1, 3, 5]
+    assert [num_frames_needed(one, merge_repeats=True) for one in labels] == [0, 1, 3, 1]
     corpus = write_corpus(tmp_path / "c", [1600] * 3, texts=["ABCAB", "AABC", "AABB"])
     batches = finetuning(corpus, processor, shuffle_window=0, num_frames=lambda num_samples: num_samples // 320)
     assert all_ids(batches) == ["000", "001"]

@@ -68,18 +68,19 @@ class FinetuningCollator(PretrainingCollator):
         num_frames: Callable[[int], int] | None,
         augmentation: Augmentation | None = None,
         pad_to_multiple_of: int | None = None,
+        merge_repeats: bool = False,
     ):
         if text_case not in ("upper", "lower", None):
             raise ValueError(f"text_case: expected 'upper', 'lower' or None, got {text_case!r}.")
         super().__init__(processor.feature_extractor, augmentation=augmentation)
-        self.pad_to_multiple_of = pad_to_multiple_of
+        self.pad_to_multiple_of, self.merge_repeats = pad_to_multiple_of, merge_repeats
         self.tokenizer, self.text_case, self.num_frames = processor.tokenizer, text_case, num_frames
 
     def prepare(self, row: Row, waveform: np.ndarray) -> dict:
         text = self._text(row)
         labels = self.tokenizer(text).input_ids
         if self.num_frames is not None:
-            num_frames, num_needed = self.num_frames(len(waveform)), num_frames_needed(labels)
+            num_frames, num_needed = self.num_frames(len(waveform)), num_frames_needed(labels, self.merge_repeats)
             if num_needed > num_frames:
                 message = f"{row.id}: {len(labels)} labels need {num_needed} frames, the audio gives {num_frames}."
                 raise UnusableRow("too_many_labels", message)
@@ -152,6 +153,10 @@ def pad_waveforms(feature_extractor, examples: list[dict], pad_to_multiple_of: i
     )
 
 
-def num_frames_needed(labels: list[int]) -> int:
-    """The least number of frames on which CTC can align `labels`: one each, and a blank between equal neighbours."""
-    return len(labels) + sum(left == right for left, right in pairwise(labels))
+def num_frames_needed(labels: list[int], merge_repeats: bool = False) -> int:
+    """The least number of frames on which CTC can align `labels`: one each, and a blank between equal neighbours.
+
+    With `merge_repeats` the model learns runs as one label, which a frame is enough for.
+    """
+    repeats = sum(left == right for left, right in pairwise(labels))
+    return len(labels) + (-repeats if merge_repeats else repeats)

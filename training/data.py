@@ -272,6 +272,7 @@ def finetuning_batches(
     text_case: str | None = None,
     num_frames: Callable[[int], int] | None = None,
     augmentation: Augmentation | None = None,
+    merge_repeats: bool = False,
     **settings,
 ) -> SpeechBatches:
     """Batches of whole utterances with transcripts and labels to train on.
@@ -284,10 +285,11 @@ def finetuning_batches(
         num_frames: frames that the model makes of a number of samples. If given, rows with more labels than CTC can
             align to their frames, whose loss is infinite, are left out.
         augmentation: changes every row before it is normalised, drawn from (seed, epoch, number of the row).
+        merge_repeats: whether the model learns a run of one label as one, which takes a frame and not one for each.
         settings: `num_workers` and the fields of `BatchSettings`; rows longer than `max_seconds` are left out.
     """
     step = round(settings.get("length_step_seconds", 0) * processor.feature_extractor.sampling_rate)
-    collator = FinetuningCollator(processor, text_case, num_frames, augmentation, pad_to_multiple_of=step or None)
+    collator = FinetuningCollator(processor, text_case, num_frames, augmentation, step or None, merge_repeats)
     return SpeechBatches(sources=sources, collator=collator, crop=False, **settings)
 
 

@@ -227,6 +227,7 @@ def main(recipe: Recipe) -> dict:
         as_sources(data.train),
         processor,
         num_frames=model.num_frames,
+        merge_repeats=getattr(model.config, "merge_repeated_labels", False),
         text_case=data.text_case,
         **batch_settings(recipe, rank=accelerator.process_index, world_size=accelerator.num_processes),
     )
