@@ -149,8 +149,8 @@ def check_shapes(
         raise ValueError(f"emissions: expected [B, T, V] of at least one frame, got {list(emissions.shape)}.")
     if transitions.shape != (num_symbols, num_symbols):
         raise ValueError(f"transitions: expected {[num_symbols, num_symbols]}, got {list(transitions.shape)}.")
-    if targets.dim() != 2 or len(targets) != batch_size:
-        raise ValueError(f"targets: expected [{batch_size}, L], got {list(targets.shape)}.")
+    if targets.dim() != 2 or len(targets) != batch_size or not targets.shape[1]:
+        raise ValueError(f"targets: expected [{batch_size}, L] with L >= 1, got {list(targets.shape)}.")
     for name, lengths in (("input_lengths", input_lengths), ("target_lengths", target_lengths)):
         if lengths.shape != (batch_size,):
             raise ValueError(f"{name}: expected [{batch_size}], got {list(lengths.shape)}.")

@@ -394,7 +394,7 @@ class CPCPreTrainedModel(ConvModelMixin, PreTrainedModel):
 
     @property
     def num_samples_needed(self) -> int:
-        """The fewest samples that make a frame."""
+        """The fewest samples that make so many frames, those of the padding not counted."""
         config = self.config
         return num_samples_needed(self.num_frames_needed, config.conv_kernel, config.conv_stride, config.conv_padding)
 
@@ -633,8 +633,7 @@ class CPCForPreTraining(CPCPreTrainedModel):
         if num_contexts < 1:
             raise ValueError(
                 f"input_values must have at least {self.num_samples_needed} samples, {self.num_frames_needed} frames,"
-                " to predict"
-                f" {config.num_prediction_steps} steps ahead, but have {frames.shape[1]} frames."
+                f" to predict {config.num_prediction_steps} steps ahead, but have {frames.shape[1]} frames."
             )
         return num_contexts
 

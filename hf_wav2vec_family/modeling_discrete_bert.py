@@ -169,6 +169,7 @@ class DiscreteBertModel(DiscreteBertPreTrainedModel):
 
     def quantize(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Codes [B, T, G] int64 of the waveform [B, S]; those of padded frames mean nothing."""
+        # in the type of its weights: rounded latents would choose other codes, as rounded weights would
         with torch.autocast(device_type=input_values.device.type, enabled=False):
             return self.vq_wav2vec.quantize(input_values.to(self.vq_wav2vec.dtype), attention_mask)
 

@@ -10,8 +10,7 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -157,7 +156,7 @@ def checkpoint_to_resume(folder: Path, resume: bool | str, accelerator: Accelera
     if Path(resume).is_dir():
         places, fetch = (Path(resume) / "checkpoints", Path(resume)), None
     else:
-        with accelerator.main_process_first(), named_on_the_hub("run.resume", resume):
+        with accelerator.main_process_first():
             places, fetch = (download_run_states(resume),), partial(download_checkpoint, resume)
     for place in places:
         found = newest_undamaged_checkpoint(place, accelerator, fetch)
@@ -168,22 +167,21 @@ def checkpoint_to_resume(folder: Path, resume: bool | str, accelerator: Accelera
     )
 
 
-@contextmanager
-def named_on_the_hub(setting: str, name: str) -> Iterator[None]:
-    """ValueError that names a setting whose value is no folder here and cannot be had from the Hub either."""
+def download_run_states(repository: str) -> Path:
+    """The folder of a run's checkpoints on the Hub, with nothing of each but what it is.
+
+    Raises:
+        ValueError: there is no such run, or no way to it.
+    """
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        yield
+        return Path(snapshot_download(repository, allow_patterns=["checkpoints/*/run.json"])) / "checkpoints"
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise ValueError(f"{setting}: {name!r} is no folder, and cannot be had from the Hub: {error}") from error
-
-
-def download_run_states(repository: str) -> Path:
-    """The folder of a run's checkpoints on the Hub, with nothing of each but what it is."""
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(repository, allow_patterns=["checkpoints/*/run.json"])) / "checkpoints"
+        raise ValueError(
+            f"run.resume: {repository!r} is no folder, and cannot be had from the Hub: {error}"
+        ) from error
 
 
 def download_checkpoint(repository: str, path: Path):

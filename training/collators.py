@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from hf_wav2vec_family.decoding.spelling import in_case
+from hf_wav2vec_family.decoding.spelling import check_case, in_case
 
 from .augmentation import Augmentation
 from .rows import Row
@@ -70,8 +70,7 @@ class FinetuningCollator(PretrainingCollator):
         pad_to_multiple_of: int | None = None,
         merge_repeats: bool = False,
     ):
-        if text_case not in ("upper", "lower", None):
-            raise ValueError(f"text_case: expected 'upper', 'lower' or None, got {text_case!r}.")
+        check_case(text_case)
         super().__init__(processor.feature_extractor, augmentation=augmentation)
         self.pad_to_multiple_of, self.merge_repeats = pad_to_multiple_of, merge_repeats
         self.tokenizer, self.text_case, self.num_frames = processor.tokenizer, text_case, num_frames
@@ -137,8 +136,6 @@ class EvaluationCollator(PretrainingCollator):
 
 def normalized_text(text: str, text_case: str | None) -> str:
     """White space to single blanks, and all letters to `text_case`: "upper", "lower" or None for neither."""
-    if text_case not in ("upper", "lower", None):
-        raise ValueError(f"text_case: expected 'upper', 'lower' or None, got {text_case!r}.")
     return in_case(" ".join(text.split()), text_case)
 
 

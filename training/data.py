@@ -117,21 +117,23 @@ class SpeechBatches:
         self.settings = BatchSettings(**settings)
         self.sources = [open_source(source) for source in as_sources(sources)]
         self.collator, self.num_workers = collator, num_workers
-        num_streams = self.settings.num_streams
-        num_shards = min((len(part.shards) for part in parts_of(self.sources)), default=0)
-        if num_streams is None:
-            num_streams = self._one_stream_per_process()
-        elif num_streams > max(num_shards, 1):
+        num_streams = self.settings.num_streams or self._one_stream_per_process()
+        # one stream is always right, and shards are not looked for before they are needed
+        if num_streams > 1 and num_streams > (num_shards := self._fewest_shards()):
             raise ValueError(f"num_streams: expected at most {num_shards}, the shards of a source, got {num_streams}.")
         self.beginning = RankState(Deal(self.settings.world_size), num_streams)
         self.state, self.report = self.beginning, Report()
+
+    def _fewest_shards(self) -> int:
+        """Of the parts that have streams of their own."""
+        return min((len(part.shards) for part in parts_of(self.sources)), default=0)
 
     def _one_stream_per_process(self) -> int:
         """As many streams as processes, if rows come with their audio and there are shards enough, else one."""
         settings, with_audio = self.settings, all(source.kind in KINDS_WITH_AUDIO for source in self.sources)
         if settings.num_epochs is not None or settings.world_size == 1 or not with_audio:
             return 1
-        num_shards = min(len(part.shards) for part in parts_of(self.sources))
+        num_shards = self._fewest_shards()
         if num_shards >= settings.world_size:
             return settings.world_size
         logger.warning(

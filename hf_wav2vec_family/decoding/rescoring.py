@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .spelling import in_case
+from .spelling import check_case, in_case
 
 
 class CausalLanguageModel:
@@ -22,8 +22,7 @@ class CausalLanguageModel:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, text_case: str | None = None):
-        if text_case not in (None, "upper", "lower"):
-            raise ValueError(f"text_case must be 'upper', 'lower' or None, got {text_case!r}.")
+        check_case(text_case)
         if tokenizer.eos_token_id is None:
             raise ValueError("tokenizer: a language model needs an eos_token, to know where texts end; it has none.")
         self.model, self.tokenizer, self.text_case = model.eval(), tokenizer, text_case

@@ -25,5 +25,12 @@ def letter_case(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def in_case(text: str, case: str | None) -> str:
-    """`text` in "upper" or "lower" case, or as it is."""
-    return {"upper": text.upper, "lower": text.lower, None: lambda: text}[case]()
+    """`text` in "upper" or "lower" case, or for None as it is."""
+    check_case(case)
+    return text if case is None else getattr(text, case)()
+
+
+def check_case(case: str | None):
+    """ValueError for anything but "upper", "lower" and None."""
+    if case not in (*CASES, None):
+        raise ValueError(f"text_case: expected 'upper', 'lower' or None, got {case!r}.")
