@@ -204,6 +204,14 @@ def originals(batch: dict) -> torch.Tensor:
     return torch.where(batch["labels"] != -100, batch["labels"], batch["input_ids"])
 
 
+def test_codes_that_the_vocabulary_cannot_have_name_their_row_and_a_frame_must_fit(codes):
+    few = SpeechCodesTokenizer.with_all_codes(2, 2)
+    with pytest.raises(ValueError, match=r"^\S+: codes must be from 0 to 1, got"):
+        list(batches_of(codes, tokenizer=few))
+    with pytest.raises(ValueError, match="tokens_per_sample: expected at least 4, a frame, got 3"):
+        batches_of(codes, tokenizer=SpeechCodesTokenizer.per_group(2, 5), tokens_per_sample=3)
+
+
 def test_batches_hold_every_code_once_in_pieces_that_fit(codes):
     tokenizer = SpeechCodesTokenizer.from_pretrained(codes / "train" / "vocabulary")
     rows = {

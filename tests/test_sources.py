@@ -336,3 +336,15 @@ def test_real_metadata_gives_rows_whose_files_exist():
     assert all(Path(row.audio).is_file() and row.text for row in rows)
     assert sum(row.duration_seconds for row in rows) / 3600 == pytest.approx(0.5, abs=0.01)
     assert sources.open_source(Source(str(folder))).kind == "manifest"
+
+
+def test_a_table_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "shard.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"shard\.parquet: not readable as parquet"):
+        list(open_source(Source(str(tmp_path / "shard.parquet"))).rows())
+    (tmp_path / "latin.csv").write_bytes("file_name,text\na.wav,schön\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.csv, line 2: not UTF-8"):
+        list(open_source(Source(str(tmp_path / "latin.csv"))).rows())
+    (tmp_path / "empty.csv").write_text("file_name,text\n,hello\n")
+    with pytest.raises(ValueError, match=r"empty\.csv, line 2: expected a column"):
+        list(open_source(Source(str(tmp_path / "empty.csv"))).rows())

@@ -699,6 +699,37 @@ def test_a_run_whose_evaluation_fails_has_saved_what_it_did(tiny, tmp_path, wron
     assert run_stage(pretrain, recipe)["steps"] == 4
 
 
+@pytest.mark.parametrize("stage", [pretrain, finetune])
+def test_an_evaluation_may_have_as_many_bad_clips_as_the_training(tiny, corpus, tmp_path, stage):
+    data = tmp_path / "one-bad-in-101"
+    shutil.copytree(corpus, data)
+    rows = [json.dumps({"file_name": f"{n % 4}.wav", "text": "A"}) for n in range(108)]
+    (data / "dev" / "bad.wav").write_bytes(b"no audio")
+    rows += [json.dumps({"file_name": "bad.wav", "text": "A"})] * 4
+    (data / "dev" / "metadata.jsonl").write_text("\n".join(rows))
+    recipe = tiny(data={"evaluation": str(data), "max_bad_fraction": 0.2})
+    assert run_stage(stage, recipe)["steps"] == 2
+    with pytest.raises(ValueError, match=r"max_bad_fraction is 1\.0%"):
+        run_stage(stage, tiny("strict", data={"evaluation": str(data), "max_bad_fraction": 0.01}))
+
+
+def test_the_best_of_one_metric_is_not_compared_with_that_of_another(tiny, caplog):
+    measured = {"run": {"evaluation_every_steps": 2}, "optimization": {"num_steps": 2}}
+    run_stage(pretrain, tiny(**measured))
+    recipe = tiny(run={"evaluation_every_steps": 2, "best_metric": "diversity_loss"}, optimization={"num_steps": 4})
+    summary = run_stage(pretrain, recipe)
+    assert "run.best_metric is another than before" in caplog.text
+    assert summary["best_step"] == 4
+    assert summary["best"] == values(recipe, "evaluation/diversity_loss")[-1]
+    run_stage(pretrain, replace(recipe, optimization=replace(recipe.optimization, num_steps=3)))
+    assert "done 4 steps and optimization.num_steps is 3" in caplog.text
+
+
+def test_a_run_to_go_on_from_that_is_nowhere_is_named(tiny):
+    with pytest.raises(ValueError, match=r"run\.resume: '/no/such/run' is no folder"):
+        run_stage(pretrain, tiny(run={"resume": "/no/such/run"}))
+
+
 def test_an_evaluation_that_is_no_number_is_worse_than_any(tiny, monkeypatch):
     measured = iter([math.nan, 1.0, math.nan, 0.5])
     monkeypatch.setattr(pretrain, "averages", lambda *_, **__: {"loss": 1.0, "contrastive_loss": next(measured)})
