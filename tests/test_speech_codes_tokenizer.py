@@ -89,6 +89,13 @@ def test_codes_of_any_whole_type_have_the_ids_of_int64(tokenizer, codes):
         tokenizer.convert_codes_to_ids(codes.float())
 
 
+@pytest.mark.parametrize("num_codes", [256, 320])
+def test_codes_of_8_bits_spell_numbers_that_8_bits_do_not_hold(num_codes):
+    tokenizer = SpeechCodesTokenizer.with_all_codes(2, num_codes)
+    codes = torch.tensor([[1, 2], [255, 255]])
+    assert torch.equal(tokenizer.convert_codes_to_ids(codes.to(torch.uint8)), tokenizer.convert_codes_to_ids(codes))
+
+
 def test_ids_that_are_no_words_have_no_codes(tokenizer):
     ids = torch.tensor([-100, 10_000, 3] * tokenizer.tokens_per_frame)
     assert tokenizer.convert_ids_to_codes(ids).eq(-1).all()
