@@ -338,6 +338,13 @@ def test_split_weights_are_rounded_by_autocast_alone(monkeypatch):
     assert plugin.mixed_precision_policy is None
 
 
+def test_processes_that_accelerate_did_not_join_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(engine, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))
+    with pytest.raises(ValueError, match=r"WORLD_SIZE: 2 processes were launched.*ACCELERATE_USE_CPU=true"):
+        engine.make_accelerator(Recipe(run=RunRecipe(output_dir="nowhere")))
+
+
 @pytest.mark.parametrize("has_bfloat16", [True, False])
 def test_auto_is_bfloat16_where_the_processor_has_it_and_float32_elsewhere(monkeypatch, has_bfloat16):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bfloat16)

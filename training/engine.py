@@ -1,5 +1,7 @@
 """How the processes of a run work together: what Accelerate is told, and what DeepSpeed needs beside it."""
 
+import os
+
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, parse_flag_from_env
@@ -12,7 +14,8 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     """Accelerate as all stages use it: batches come ready made, so it never touches the loader.
 
     Raises:
-        ValueError: the launcher asks for DeepSpeed, and the recipe for what does not go with it.
+        ValueError: the launcher asks for DeepSpeed, and the recipe for what does not go with it; or it started
+            processes that Accelerate did not join.
     """
     accelerator = Accelerator(
         mixed_precision=mixed_precision(recipe),
@@ -22,6 +25,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs()],
         step_scheduler_with_optimizer=False,
     )
+    refuse_processes_apart(accelerator)
     if recipe.optimization.mixed_precision == "auto":
         accelerator.print(
             f"optimization.mixed_precision: auto is {accelerator.mixed_precision} on {accelerator.device}"
@@ -38,6 +42,17 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         # autocast rounds as on one GPU; with this, waveforms, losses and sums of gradients would be rounded, too
         accelerator.state.fsdp_plugin.mixed_precision_policy = None
     return accelerator
+
+
+def refuse_processes_apart(accelerator: Accelerator):
+    """ValueError where a launcher started several processes and each would make the whole run, in one folder."""
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > accelerator.num_processes:
+        raise ValueError(
+            f"WORLD_SIZE: {launched} processes were launched, and Accelerate works with"
+            f" {accelerator.num_processes}, so that each would write the same files; without a GPU,"
+            " ACCELERATE_USE_CPU=true lets it join them."
+        )
 
 
 def mixed_precision(recipe: Recipe) -> str:

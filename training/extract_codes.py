@@ -41,6 +41,7 @@ from .checkpoints import replace_file, replace_folder
 from .collators import PretrainingCollator, pad_waveforms
 from .curves import import_pyplot, save_figure
 from .data import SpeechBatches
+from .engine import refuse_processes_apart
 from .probe import load_model
 from .rows import Row
 from .sources import Source
@@ -281,6 +282,7 @@ def main(arguments: list[str] | None = None) -> dict | None:
     """Runs the command; returns the content of `usage.json` in the main process."""
     options = parse_arguments(arguments)
     accelerator = Accelerator()
+    refuse_processes_apart(accelerator)
     rank, world_size = accelerator.process_index, accelerator.num_processes
     source = Source(options.corpus, options.name, options.split)
     folder = options.output / options.split
