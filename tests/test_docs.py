@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import html
 import importlib
 import importlib.util
@@ -16,7 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from training.recipe import load_recipe
+import hf_wav2vec_family
+from training import augmentation, schedules
+from training.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "pages").rglob("*.md"))
@@ -148,6 +151,20 @@ def test_every_page_is_in_the_navigation():
     settings = (ROOT / "docs" / "mkdocs.yml").read_text()
     for page in PAGES:
         assert str(page.relative_to(ROOT / "docs" / "pages")) in settings, page
+
+
+def test_every_public_name_is_in_the_reference():
+    pages = "\n".join(path.read_text() for path in (ROOT / "docs" / "pages" / "reference").glob("*.md"))
+    missing = [name for name in hf_wav2vec_family.__all__ if not re.search(rf"\b{name}\b", pages)]
+    assert missing == []
+
+
+def test_every_key_of_a_recipe_is_in_the_reference():
+    pages = (ROOT / "docs" / "pages" / "reference" / "recipes.md").read_text()
+    sections = [type(value) for value in vars(Recipe()).values() if dataclasses.is_dataclass(value)]
+    named = [*sections, *augmentation.KINDS.values(), Recipe, *schedules.LEARNING_RATES.values()]
+    named += schedules.TEMPERATURES.values()
+    assert [one.__name__ for one in named if f"::: {one.__module__}.{one.__name__}" not in pages] == []
 
 
 @needs_the_site
