@@ -3,11 +3,13 @@
 import copy
 import subprocess
 import sys
+from functools import reduce
 from itertools import pairwise
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices, _sample_negative_indices
 
@@ -340,6 +342,21 @@ def test_positional_convolution_starts_with_the_paper_scale():
     assert weight.std().item() == pytest.approx((4 / (128 * 256)) ** 0.5, rel=0.05)
     convolutions = model.feature_extractor.conv_layers
     assert convolutions[1].conv.weight.std().item() == pytest.approx((2 / (3 * 24)) ** 0.5, rel=0.1)
+
+
+def test_a_folder_with_the_old_names_of_weight_norm_is_the_same_model(tmp_path):
+    model = pretraining_model().eval()
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    old = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    renamed = {reduce(lambda n, pair: n.replace(*pair), old.items(), name): w for name, w in weights.items()}
+    assert sum(name.endswith(tuple(old.values())) for name in renamed) == 2
+    save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded, info = family.Wav2Vec2ForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], weight, rtol=0, atol=0)
 
 
 def test_weights_missing_from_a_folder_are_initialised(tmp_path):
