@@ -19,11 +19,12 @@ class FrameGroupNorm(nn.GroupNorm):
 
     def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
         """[B, C, T] -> [B, C, T]; `lengths` make no difference."""
-        frames = hidden_states.transpose(1, 2)
-        weight = None if self.weight is None else self.weight.float()
-        bias = None if self.bias is None else self.bias.float()
-        normed = F.group_norm(frames.flatten(0, 1).float(), self.num_groups, weight, bias, self.eps)
-        return normed.view(frames.shape).transpose(1, 2).to(hidden_states.dtype)
+        # F.group_norm would want frames as rows, and a graph of B * T rows is made for more than one clip
+        groups = hidden_states.transpose(1, 2).float().unflatten(-1, (self.num_groups, -1))
+        normed = F.layer_norm(groups, groups.shape[-1:], eps=self.eps).flatten(-2)
+        if self.weight is not None:
+            normed = normed * self.weight.float() + self.bias.float()
+        return normed.transpose(1, 2).to(hidden_states.dtype)
 
 
 NORMS: dict[str, type[nn.GroupNorm]] = {"group": MaskedGroupNorm, "layer": FrameGroupNorm}

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .masking import uniform
+from .precision import without_autocast
 
 
 class ContrastiveLoss(NamedTuple):
@@ -57,7 +58,7 @@ def contrastive_scores(
 
     Returns: [B, M, 1 + N] float32 scores over `temperature`, the positive first, -inf for what is left out.
     """
-    with torch.autocast(predictions.device.type, enabled=False):
+    with without_autocast(predictions.device):
         similarity = torch.bmm(
             F.normalize(predictions.float(), dim=-1, eps=1e-8) / temperature,
             F.normalize(targets.float(), dim=-1, eps=1e-8).transpose(1, 2),

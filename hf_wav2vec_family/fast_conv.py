@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .conv import valid_frames
-from .fused import dtype_of, eager
+from .fused import eager
+from .precision import dtype_of, without_autocast
 
 
 def _tap_rows(frames: Tensor, total_out: int, *, first_tap: int, num_taps: int, stride: int) -> Tensor:
@@ -158,6 +159,6 @@ def convolve_norm_gelu(waveforms: Tensor, conv: nn.Conv1d, norm: nn.GroupNorm, l
     spare = 0 if waveforms.device.type == "cpu" else -(taps + 1) % 8
     centred = F.pad(torch.cat([centred.to(dtype), one.to(dtype)], dim=-1), (0, spare))
     weight = torch.cat([weight, norm.bias.to(weight.dtype).expand(len(weight), 1, -1)], dim=1)
-    with torch.autocast(waveforms.device.type, enabled=False):
+    with without_autocast(waveforms.device):
         rows = _ConvolveGelu.apply(centred, F.pad(weight.to(dtype), (0, 0, 0, spare)))
     return rows.transpose(1, 2)

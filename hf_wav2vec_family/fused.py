@@ -21,12 +21,6 @@ def eager_on_cpu(values: Tensor) -> bool:
     return values.device.type == "cpu" and eager(values)
 
 
-def dtype_of(weight: Tensor) -> torch.dtype:
-    """What a product with `weight` is computed in: its own type, or that of autocast."""
-    device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-
-
 def draw_kept(shape: Sequence[int], prob: float) -> tuple[Tensor, float]:
     """Which places stay, bool of `shape`, each dropped with `prob` to the nearest 1/65536, and what they grow by.
 

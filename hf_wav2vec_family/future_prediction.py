@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .contrastive import sample_negatives
 from .conv import valid_frames
+from .precision import without_autocast
 
 
 @dataclass
@@ -178,7 +179,7 @@ class FuturePrediction(nn.Module):
         predictions = align_with_targets(predictions)  # [B, T', K, D]
         gathered = targets.flatten(0, 1).index_select(0, candidates.flatten()).view(*candidates.shape, -1)
         # a sum over hundreds of channels needs digits that bfloat16 does not have
-        with torch.autocast(context.device.type, enabled=False):
+        with without_autocast(context.device):
             # candidates first: a negative that is the positive scores the same to the bit, as the accuracy expects
             scores = gathered.float() @ predictions.float().transpose(-1, -2)  # [B, T', 1 + N, K]
         reached = torch.arange(total - self.offset, device=targets.device)[:, None] >= torch.arange(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .causal_conv import NORMS
 from .conv import mean_over_valid, valid_frames
+from .precision import without_autocast
 from .quantizers import codebook_perplexity, mean_distribution
 
 
@@ -74,10 +75,10 @@ class KmeansVectorQuantizer(nn.Module):
     def nearest(self, projected: Tensor) -> Tensor:
         """Entries at the smallest Euclidean distance from [B, T, G, D / G] -> codes [B, T, G]."""
         # the square of the frame itself is the same for all entries
-        with torch.autocast(projected.device.type, enabled=False):
-            books = self._books().float()
-            products = torch.einsum("btgd,gvd->btgv", projected.float(), books)
-            return (books.square().sum(dim=-1) - 2 * products).argmin(dim=-1)
+        with without_autocast(projected.device):
+            pairs = zip(projected.float().unbind(dim=2), self._books().float(), strict=True)
+            scores = [book.square().sum(dim=-1) - 2 * F.linear(frames, book) for frames, book in pairs]
+            return torch.stack([score.argmin(dim=-1) for score in scores], dim=-1)
 
     def look_up(self, codes: Tensor) -> Tensor:
         """Codevectors of `codes` [B, T, G] -> [B, T, D]."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
 from .conv import num_frames, sample_lengths, valid_frames
+from .precision import without_autocast
 
 
 # a constant for torch.compile, and no inference tensor, or a first call in inference mode would spoil later ones
@@ -83,7 +84,7 @@ class LogMel(nn.Module):
         if lengths is not None:
             # where, not a product: what stands in the padding may be NaN
             waveform = torch.where(valid_frames(lengths, waveform.shape[-1]), waveform, 0.0)
-        with torch.autocast(waveform.device.type, enabled=False):
+        with without_autocast(waveform.device):
             filters = _filters(self.fft_samples // 2 + 1, self.num_mel_bands, self.sampling_rate, waveform.device)
             log_energies = (self.power_spectrum(waveform) @ filters).clamp(min=self.floor).log()
         if lengths is None:
@@ -145,7 +146,7 @@ class MFCC(nn.Module):
         lengths = torch.full((batch_size,), total, device=log_energies.device)
         if attention_mask is not None:
             lengths = self.num_frames((attention_mask != 0).sum(dim=-1))
-        with torch.autocast(log_energies.device.type, enabled=False):
+        with without_autocast(log_energies.device):
             cepstra = log_energies @ _cosines(num_mel_bands, self.num_cepstra, log_energies.device)
         first = deltas(cepstra, lengths, self.delta_frames)
         joined = torch.cat([cepstra, first, deltas(first, lengths, self.delta_frames)], dim=-1)

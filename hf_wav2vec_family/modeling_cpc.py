@@ -28,6 +28,7 @@ from .conv_model import ConvModelMixin, classes_of
 from .fast_conv import convolve
 from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
 from .masking import take_frames, uniform
+from .precision import without_autocast
 from .predictors import ConvPredictors, FeedForwardPredictors, LinearPredictors, TransformerPredictors
 
 
@@ -345,7 +346,7 @@ def future_scores(predictions: Tensor, frames: Tensor, negatives: Tensor) -> Fut
     following = clip * frames.shape[1] + context + torch.arange(1, num_steps + 1, device=frames.device)  # [B, W, K]
     negatives = negatives.transpose(1, 2)  # [B, W, N]
     candidates = torch.cat([following, negatives], dim=-1)
-    with torch.autocast(frames.device.type, enabled=False):
+    with without_autocast(frames.device):
         chosen = frames.float().flatten(0, 1).index_select(0, candidates.flatten())
         chosen = chosen.view(batch_size * num_contexts, -1, width)
         scores = torch.bmm(predictions.float().flatten(0, 1), chosen.transpose(1, 2))

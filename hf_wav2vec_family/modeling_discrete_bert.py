@@ -28,6 +28,7 @@ from .conv_model import ConvModelMixin
 from .fairseq_dictionary import DICTIONARY_SPECIALS
 from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
 from .modeling_vq_wav2vec import VQWav2VecModel
+from .precision import without_autocast
 
 BEGIN, PADDING, END, UNKNOWN = range(len(DICTIONARY_SPECIALS))
 
@@ -170,7 +171,7 @@ class DiscreteBertModel(DiscreteBertPreTrainedModel):
     def quantize(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Codes [B, T, G] int64 of the waveform [B, S]; those of padded frames mean nothing."""
         # in the type of its weights: rounded latents would choose other codes, as rounded weights would
-        with torch.autocast(device_type=input_values.device.type, enabled=False):
+        with without_autocast(input_values.device):
             return self.vq_wav2vec.quantize(input_values.to(self.vq_wav2vec.dtype), attention_mask)
 
     def token_ids(self, codes: Tensor) -> Tensor:

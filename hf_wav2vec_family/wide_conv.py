@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fused import WeightCache, dtype_of, eager_on_cpu
+from .fused import WeightCache, eager_on_cpu
+from .precision import dtype_of
 
 HOP = 8
 

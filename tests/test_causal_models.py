@@ -16,6 +16,7 @@ from causal_models import (
 )
 
 import hf_wav2vec_family as family
+from hf_wav2vec_family.causal_conv import FrameGroupNorm
 
 CAUSAL = ("causal", "recurrent", "gumbel-causal", "kmeans-causal")
 ONE_OF_EACH = ("base", "gumbel", "kmeans")
@@ -25,6 +26,20 @@ def head(variant: str, name: str, **fields):
     torch.manual_seed(0)
     prefix = "Wav2Vec" if variant in WAV2VEC else "VQWav2Vec"
     return getattr(family, f"{prefix}{name}")(config(variant, **fields))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("affine", [True, False])
+def test_the_causal_norm_is_a_group_norm_of_each_frame(groups, affine):
+    norm = FrameGroupNorm(groups, 6, affine=affine)
+    if affine:
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+    frames = torch.randn(2, 6, 5)
+    alone = [
+        torch.nn.functional.group_norm(frames[..., t], groups, norm.weight, norm.bias, norm.eps) for t in range(5)
+    ]
+    close(norm(frames), torch.stack(alone, dim=-1))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -1,6 +1,7 @@
 """The demo, as a person meets it: a browser, a file, a transcript whose words can be clicked."""
 
 import importlib.util
+import json
 import wave
 from pathlib import Path
 
@@ -11,12 +12,17 @@ from demo_browser import browsed, chromium, codes, served, speak, transcribe
 from publications import configuration_of, save_ctc_run, save_processor
 
 import hf_wav2vec_family as family
+from hf_wav2vec_family.audio_reading import read_audio
 from hf_wav2vec_family.decoding.pipeline import transcriber
 from hf_wav2vec_family.demo import transcript
 from hf_wav2vec_family.demo.__main__ import main
+from hf_wav2vec_family.demo.codes import as_words, codes_of, draw_stretch
 from hf_wav2vec_family.demo.drawing import draw_window
 from hf_wav2vec_family.demo.live import Live
+from training.sources import Source, open_source
 
+ROOT = Path(__file__).parents[1]
+QUICKSTART = ROOT / "runs" / "quickstart"
 NEEDED = ("gradio", "playwright")
 missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 needs_a_browser = pytest.mark.skipif(
@@ -69,6 +75,17 @@ def test_a_file_put_into_the_browser_comes_back_as_words_that_seek(recogniser, c
 
 @pytest.mark.slow
 @needs_a_browser
+@pytest.mark.skipif(not QUICKSTART.exists(), reason="runs/quickstart is missing: make quickstart")
+def test_the_picture_of_the_documentation_is_of_this_page_and_the_quickstart_s_model():
+    model, said = QUICKSTART / "finetuning" / "model", json.loads((QUICKSTART / "quickstart.json").read_text())
+    clip = next(row.audio for row in open_source(Source(str(QUICKSTART / "speech"), split="test")).rows() if row.text)
+    with served(model=str(model.relative_to(ROOT))) as url, browsed(url) as page:
+        seen = transcribe(page, clip, ROOT / "docs" / "images" / "demo.png")
+    assert seen.text == said["transcript"]
+
+
+@pytest.mark.slow
+@needs_a_browser
 def test_speech_into_the_microphone_comes_back_as_features_and_text(tmp_path, monkeypatch):
     recogniser = save_ctc_run(tmp_path / "run", "cpc")
     seconds = np.arange(96_000) / 48_000
@@ -82,6 +99,29 @@ def test_speech_into_the_microphone_comes_back_as_features_and_text(tmp_path, mo
     loudest = np.abs(np.fft.rfft(samples)).argmax() * rate / len(samples)
     assert loudest == pytest.approx(440, abs=10)
     assert (tmp_path / "live.png").stat().st_size > 10_000
+
+
+def test_codes_of_a_long_recording_are_those_of_the_whole_and_drawn_a_stretch_at_a_time(tmp_path):
+    folder = folder_of("vq-wav2vec", tmp_path / "vq", conv_norm="layer")
+    samples = np.random.default_rng(0).normal(0, 0.1, 45 * 16_000)
+    clip = write_wav(tmp_path / "long.wav", samples, 16_000)
+    shares = []
+    coded = codes_of(str(folder), clip, shares.append)
+    model = family.VQWav2VecModel.from_pretrained(folder).eval()
+    whole = model.quantize(torch.from_numpy(read_audio(clip, 16_000))[None])[0]
+    assert torch.equal(coded.frames.values, whole)
+    assert len(shares) > 1
+    assert shares[-1] == 1.0
+    assert len(as_words(coded).split()) == len(whole)
+    centers = model.frame_centers(2) / 16_000
+    assert (coded.frames.first_seconds, coded.num_seconds) == (pytest.approx(centers[0].item()), 45.0)
+    for begin, limits in ((0.0, (0, 20)), (12.0, (12, 32)), (99.0, (25, 45))):
+        assert draw_stretch(coded, begin).axes[1].get_xlim() == limits
+
+
+def test_a_model_without_codes_is_refused(recogniser, clip):
+    with pytest.raises(ValueError, match="holds a Wav2Vec2Model, which has no codes"):
+        codes_of(str(recogniser), clip)
 
 
 def test_long_recordings_say_how_far_they_are(recogniser, clip):

@@ -1,14 +1,10 @@
 """The page: three tabs, each with the folder or the name on the Hub of its model."""
 
-from functools import lru_cache
-
 import gradio as gr
 import numpy as np
-import torch
 
-from ..audio_reading import read_audio
-from ..export.opening import feature_extractor_of, model_class
-from .drawing import draw_codes, draw_window
+from .codes import STRETCH_SECONDS, Coded, as_words, codes_of, draw_stretch
+from .drawing import draw_window
 from .live import Live
 from .transcript import STYLE, as_html, transcribe
 
@@ -34,30 +30,17 @@ def hear(source: str, clip: str | None, progress=gr.Progress()):  # noqa: B008
     return as_html(alignment, clip), alignment.text, times
 
 
-@lru_cache(maxsize=2)
-def quantizing_model(source: str):
-    """The encoder of a vq-wav2vec, or of a Discrete BERT, which has one."""
-    model = model_class(source).from_pretrained(source).eval().base_model
-    if not hasattr(model, "quantize"):
-        raise ValueError(f"{source} holds a {type(model).__name__}, which has no codes; a vq-wav2vec is needed.")
-    return model, feature_extractor_of(source)
-
-
-@torch.no_grad()
-def codes_of(source: str, clip: str):
-    model, extractor = quantizing_model(source)
-    waveform = read_audio(clip, 16_000)
-    codes = model.quantize(extractor(waveform, sampling_rate=16_000, return_tensors="pt").input_values)[0].numpy()
-    config = getattr(model.config, "vq_wav2vec_config", model.config)
-    centers = model.frame_centers(len(codes)).numpy() / 16_000
-    words = " ".join("-".join(map(str, frame)) for frame in codes)
-    return draw_codes(waveform, codes, centers, config.num_codevectors_per_group), words
-
-
-def see_codes(source: str, clip: str | None):
+def see_codes(source: str, clip: str | None, progress=gr.Progress()):  # noqa: B008
     if not source or not clip:
         raise gr.Error("A model and a recording are needed.")
-    return shown(codes_of, source, clip)
+    progress(0, desc="loading the model")
+    coded = shown(codes_of, source, clip, lambda share: progress(share, desc="listening"))
+    left = coded.num_seconds - STRETCH_SECONDS
+    return draw_stretch(coded), as_words(coded), coded, gr.Slider(value=0, maximum=max(left, 1), visible=left > 0)
+
+
+def move(begin: float, coded: Coded | None):
+    return None if coded is None else draw_stretch(coded, begin)
 
 
 def listen(source: str, chunk: tuple[int, np.ndarray] | None, live: Live | None):
@@ -88,8 +71,11 @@ def build(model: str = "", codes: str = "", live: str = "") -> gr.Blocks:
             spoken = gr.Audio(type="filepath", sources=["upload", "microphone"], label="speech")
             see = gr.Button("Show its codes", variant="primary")
             picture = gr.Plot(show_label=False, elem_id="codes")
+            begin = gr.Slider(0, 1, step=1, label="seconds from the beginning", visible=False, elem_id="begin")
             written = gr.Textbox(label="codes as words", lines=3, buttons=["copy"])
-            see.click(see_codes, [quantizer, spoken], [picture, written])
+            coded = gr.State()
+            see.click(see_codes, [quantizer, spoken], [picture, written, coded, begin])
+            begin.release(move, [begin, coded], picture)
         with gr.Tab("Live"):
             streamed = gr.Textbox(live, label="CPC, or wav2vec or vq-wav2vec with conv_norm=layer")
             microphone = gr.Audio(sources=["microphone"], streaming=True, type="numpy", label="speak")

@@ -16,17 +16,20 @@ def as_shades(values: np.ndarray, name: str = "magma") -> np.ndarray:
     return (colormaps[name](np.clip((values - low) / max(high - low, 1e-9), 0, 1))[..., :3] * 255).astype(np.uint8)
 
 
-def draw_codes(waveform: np.ndarray, codes: np.ndarray, centers: np.ndarray, num_codevectors: int):
+def draw_codes(
+    waveform: np.ndarray, codes: np.ndarray, centers: np.ndarray, num_codevectors: int, *, begin: float = 0.0
+):
     """A figure: log-mel spectrogram of a waveform [S] at 16 kHz, and beneath it the codes [T, G] in colours.
 
     Args:
         centers: [T] seconds, where each frame looks. num_codevectors: V; neighbouring numbers mean nothing, so that
             colours are shuffled. A run of one code is one block.
+        begin: second of the recording that the waveform begins at.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    groups, seconds = codes.shape[1], len(waveform) / 16_000
+    groups, end = codes.shape[1], begin + len(waveform) / 16_000
     figure = Figure(figsize=(11, 3.2 + 0.55 * groups), layout="constrained")
     above, *strips = figure.subplots(1 + groups, 1, sharex=True, height_ratios=[5] + [1] * groups)
     log_mel = LogMel()(torch.from_numpy(waveform)[None])[0].T.numpy()
@@ -35,17 +38,17 @@ def draw_codes(waveform: np.ndarray, codes: np.ndarray, centers: np.ndarray, num
         origin="lower",
         aspect="auto",
         cmap="magma",
-        extent=(0, seconds, 0, len(log_mel)),
+        extent=(begin, end, 0, len(log_mel)),
         vmin=np.percentile(log_mel, 5),
     )
     above.set(ylabel="mel band", title="log-mel spectrogram and codes")
     colours = colormaps["turbo"](np.random.default_rng(0).permutation(num_codevectors) / max(num_codevectors - 1, 1))
-    half = (centers[1] - centers[0]) / 2 if len(centers) > 1 else seconds / 2
+    half = (centers[1] - centers[0]) / 2 if len(centers) > 1 else (end - begin) / 2
     for group, strip in enumerate(strips):
         extent = (centers[0] - half, centers[-1] + half, 0, 1)
         strip.imshow(colours[codes[:, group]][None], aspect="auto", extent=extent, interpolation="nearest")
         used, runs = len(np.unique(codes[:, group])), 1 + np.count_nonzero(np.diff(codes[:, group]))
-        strip.set(yticks=[], ylabel=f"group {group}", xlim=(0, seconds))
+        strip.set(yticks=[], ylabel=f"group {group}", xlim=(begin, end))
         strip.set_title(
             f"{used} of {num_codevectors} entries in {len(codes)} frames, {runs} runs", fontsize=8, loc="right", pad=2
         )

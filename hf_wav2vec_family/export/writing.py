@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..conv import valid_frames
 from ..decoding.emissions import transitions_of
 from ..log_mel import LogMel
 from ..speech_recognition_pipeline import frame_centers_of, min_num_samples
+from .comparison import answers_of_onnx, answers_of_program, compare
 from .graphs import Graph, graph_of
 from .opening import feature_extractor_of, model_class, tokenizer_of
 
@@ -72,16 +71,23 @@ def export_model(
         if torch_program:
             torch.export.save(program, output / PROGRAM)
         write_onnx(graph, program, output / MODEL)
-    difference, agreement = compare(graph, output / MODEL)
-    if difference > TOLERANCE:
-        raise RuntimeError(f"{output / MODEL} differs by {difference:.1e} from the model, accepted is {TOLERANCE}.")
+    answers = {MODEL: answers_of_onnx(output / MODEL)}
+    if torch_program:
+        answers[PROGRAM] = answers_of_program(output / PROGRAM)
+    found = {name: compare(graph, answer) for name, answer in answers.items()}
+    for name, one in found.items():
+        if one.difference > TOLERANCE:
+            raise RuntimeError(
+                f"{output / name} differs by {one.difference:.1e} from the model, accepted is {TOLERANCE}."
+            )
     if int8:
         write_int8(output / MODEL, output / QUANTIZED)
     described = {**describe(model, graph), **symbols_of(model, source, **hub)}
     described["do_normalize"] = feature_extractor_of(source, **hub).do_normalize
     (output / DESCRIPTION).write_text(json.dumps(described, indent=1) + "\n")
     files = {path.name: path.stat().st_size for path in sorted(output.iterdir()) if path.is_file()}
-    return Exported(files, difference, agreement, described)
+    worst = max(found.values(), key=lambda one: one.difference)
+    return Exported(files, worst.difference, worst.code_agreement, described)
 
 
 def write_onnx(graph: Graph, program: torch.export.ExportedProgram, path: Path):
@@ -125,53 +131,6 @@ def write_int8(source: Path, target: Path):
             op_types_to_quantize=["MatMul", "Gemm", "LSTM"],
             nodes_to_exclude=spectra,
         )
-
-
-def compare(graph: Graph, path: Path) -> tuple[float, float | None]:
-    """`difference` and `code_agreement` of `Exported`, over clips of other sizes than the graph was made of."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    difference, agreement = 0.0, None
-    for inputs in other_inputs(graph):
-        arguments = Graph(graph.module, inputs, graph.dynamic, graph.outputs, graph.state).arguments
-        with torch.no_grad():
-            expected = graph.module(*arguments)
-        taken = {entry.name for entry in session.get_inputs()}
-        found = session.run(None, {name: value.numpy() for name, value in inputs.items() if name in taken})
-        frames = expected[-1] if graph.outputs[-1] == "num_frames" else None
-        for name, ours, theirs in zip(graph.outputs, expected, found, strict=True):
-            ours = ours.numpy()
-            if ours.shape != theirs.shape:
-                raise RuntimeError(f"{path}: {name} is {theirs.shape}, the model's {ours.shape}.")
-            if frames is not None and ours.ndim == 3:
-                # what stands at frames of padding means nothing
-                kept = valid_frames(frames, ours.shape[1]).numpy()
-                ours, theirs = ours[kept], theirs[kept]
-            if name == "codes":
-                share = float((ours == theirs).mean())
-                agreement = share if agreement is None else min(agreement, share)
-            elif ours.size:
-                difference = max(difference, float(np.abs(ours - theirs).max() / max(1.0, np.abs(ours).max())))
-    return difference, agreement
-
-
-def other_inputs(graph: Graph) -> Iterator[dict[str, torch.Tensor]]:
-    """Inputs of one clip and of three, of odd lengths, the shorter ones padded."""
-    generator = torch.Generator().manual_seed(1)
-    samples = graph.inputs["input_values"].shape[1]
-    for clips, total in ((1, samples - 137), (3, samples + 1001)):
-        inputs = {}
-        for name, example in graph.inputs.items():
-            shape = [clips if d in graph.dynamic[name] and n == 2 else n for d, n in enumerate(example.shape)]
-            inputs[name] = example.new_zeros(shape)
-        inputs["input_values"] = 0.1 * torch.randn(clips, total, generator=generator)
-        if "attention_mask" in inputs:
-            lengths = torch.tensor([total, samples - 500, samples - 1111])[:clips]
-            inputs["attention_mask"] = (torch.arange(total) < lengths[:, None]).long()
-        yield inputs
 
 
 def describe(model: PreTrainedModel, graph: Graph) -> dict[str, Any]:

@@ -1,0 +1,19 @@
+"""Which type numbers are computed in, with autocast and in spite of it."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def dtype_of(weight: Tensor) -> torch.dtype:
+    """What a product with `weight` is computed in: its own type, or that of autocast."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """What is computed within stays in its own type. Without autocast it is nothing at all, in a graph neither."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
