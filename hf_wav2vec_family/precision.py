@@ -14,6 +14,6 @@ def dtype_of(weight: Tensor) -> torch.dtype:
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """What is computed within stays in its own type. Without autocast it is nothing at all, in a graph neither."""
-    if torch.is_autocast_enabled(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

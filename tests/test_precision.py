@@ -20,6 +20,10 @@ def test_what_stands_within_keeps_its_type_where_autocast_would_round():
     assert product_within(values).dtype == dtype_of(values) == torch.float32
 
 
+def test_a_device_without_autocast_is_left_alone():
+    assert product_within(torch.empty(3, 4, device="meta")).dtype == torch.float32
+
+
 def test_one_compiled_graph_has_the_types_of_each_call():
     compiled = torch.compile(product_within, backend="eager", fullgraph=True)
     values = torch.randn(3, 4)

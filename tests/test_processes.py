@@ -331,7 +331,8 @@ def test_what_does_not_go_with_split_weights_is_refused_with_what_does(architect
 def test_split_weights_are_rounded_by_autocast_alone(monkeypatch):
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
     plugin.set_mixed_precision("bf16")  # as Accelerate does
-    split = SimpleNamespace(distributed_type=DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin))
+    state = SimpleNamespace(fsdp_plugin=plugin)
+    split = SimpleNamespace(distributed_type=DistributedType.FSDP, state=state, num_processes=1)
     monkeypatch.setattr(engine, "Accelerator", lambda **_: split)
     assert plugin.mixed_precision_policy.param_dtype == torch.bfloat16
     engine.make_accelerator(Recipe(run=RunRecipe(output_dir="nowhere")))
