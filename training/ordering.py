@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain, count
 from random import Random
 
-from .rows import Row, Shard
+from .rows import DamagedShard, Row, Shard
 from .sources import RowSource
 
 NUM_ROWS_UNSHUFFLED = 256  # in a window when nothing is shuffled
@@ -31,11 +31,15 @@ class Cursor:
 
 @dataclass(frozen=True)
 class OrderedRow:
-    """A row, its number among all rows of all sources, and the epoch that its part is in."""
+    """A row, its number among all rows of all sources, and the epoch that its part is in.
+
+    With `damage`, which says what is wrong, the row only stands for what is lost of a damaged shard.
+    """
 
     number: int
     row: Row
     epoch: int
+    damage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,12 +118,17 @@ class Reader:
             shards = self.order.shards(self.part, epoch, self.stream)
             for place in range(start.shard, len(shards)):
                 number, shard = shards[place]
-                begin = start.row if place == start.shard else 0
-                for row_number, row in enumerate(shard.rows(begin), start=begin):
-                    self.cursor = Cursor(epoch, place, row_number + 1)
-                    unique = number << ROW_BITS | row_number
-                    if kept is None or unique in kept:
-                        yield OrderedRow(unique, row, epoch)
+                row_number = start.row if place == start.shard else 0
+                try:
+                    for row in shard.rows(row_number):
+                        unique, row_number = number << ROW_BITS | row_number, row_number + 1
+                        self.cursor = Cursor(epoch, place, row_number)
+                        if kept is None or unique in kept:
+                            yield OrderedRow(unique, row, epoch)
+                except DamagedShard as error:
+                    # on to the next shard: this one would be found damaged again at every resume
+                    self.cursor = Cursor(epoch, place + 1)
+                    yield OrderedRow(number << ROW_BITS | row_number, Row(f"shard {number}", b""), epoch, str(error))
             start = self.cursor = Cursor(epoch + 1)
             yield None
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from .rows import ROWS_PER_STRETCH, Row, Shard, beneath, make_row, stem_of
+from .rows import ROWS_PER_STRETCH, DamagedShard, Row, Shard, beneath, make_row, stem_of
 
 
 def parquet_shards(files: Iterable[Path]) -> list[Shard]:
@@ -33,12 +33,21 @@ def _parquet_rows(path: Path, group: int, rows_before: int, begin: int) -> Itera
 
     number = 0
     with _opened(path, pre_buffer=False) as file:
-        for batch in file.iter_batches(ROWS_PER_STRETCH, row_groups=[group]):
+        for batch in _batches(file, group, path):
             skipped = min(max(begin - number, 0), len(batch))
             records = batch.slice(skipped).to_pylist()
             for place, record in enumerate(records, start=rows_before + number + skipped):
                 yield _dataset_row(record, str(place), f"{path}, row {place}", root=path.parent)
             number += len(batch)
+
+
+def _batches(file, group: int, path: Path) -> Iterator:
+    import pyarrow as pa
+
+    try:
+        yield from file.iter_batches(ROWS_PER_STRETCH, row_groups=[group])
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedShard(f"{path}: row group {group} cannot be read to its end: {error}") from error
 
 
 def dataset_shards(dataset, where: str) -> list[Shard]:

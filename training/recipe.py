@@ -63,7 +63,7 @@ class DataRecipe:
             process for parquet, tar and Hub, and one for everything else.
         budget_seconds: train on so much of the data only, taken in an order drawn from `budget_seed`.
         text_case: "upper", "lower" or nothing: what is done to transcripts.
-        max_bad_fraction: a larger share of clips that cannot be read stops the run.
+        max_bad_fraction: a larger share of clips that cannot be read, or of damaged shards, stops the run.
         on_bad_text: fine-tuning only: "skip" leaves out, names and counts transcripts that are missing, have symbols
             outside the vocabulary, or more of them than the audio has frames; "error" stops at the first.
         augmentation: `{noise: {snr_db: [5, 20], prob: 0.5}, …}`, what is done to the clips of training, in this order:

@@ -36,9 +36,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Shard:
-    """`rows(begin)` streams the rows from number `begin` on, always in the same order."""
+    """`rows(begin)` streams the rows from number `begin` on, always in the same order; may raise `DamagedShard`."""
 
     rows: Callable[[int], Iterator[Row]]
+
+
+class DamagedShard(ValueError):
+    """Raised while a shard is read, where it is damaged: the rows before it are good, what follows is lost."""
 
 
 def kind_of(path: Path) -> str | None:

@@ -1,12 +1,28 @@
 """Rows of tar shards: neighbours that share a stem, streamed from one end to the other and never extracted."""
 
+import gzip
 import tarfile
 import zlib
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
-from .rows import SUFFIXES, Row, make_row, parse_json, stem_of
+from .rows import SUFFIXES, DamagedShard, Row, make_row, parse_json, stem_of
+
+BYTES_AT_A_TIME = 2**20
+
+
+class _CheckedHeader(tarfile.TarInfo):
+    """A header that ends the tar only where its end mark stands; tarfile takes a broken or missing one for it, too."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"at byte {tar.offset}: {error}") from error
 
 
 def tar_rows(shard: Path, begin: int) -> Iterator[Row]:
@@ -14,7 +30,7 @@ def tar_rows(shard: Path, begin: int) -> Iterator[Row]:
     has_audio: dict[str, bool] = {}
     number = 0
     try:
-        with tarfile.open(shard, "r:*") as tar:
+        with tarfile.open(shard, "r:*", tarinfo=_CheckedHeader) as tar:
             for stem, members in groupby(_checked_members(tar, shard), key=lambda m: stem_of(PurePosixPath(m.name))):
                 contents = {
                     # read now, while the file stands here: a compressed one cannot go back
@@ -29,8 +45,11 @@ def tar_rows(shard: Path, begin: int) -> Iterator[Row]:
                 if number >= begin:
                     yield _tar_row(contents, audio, stem, f"{shard}, {stem}")
                 number += 1
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise ValueError(f"{shard}: not a whole tar file: {error}.") from error
+            # to the end, where the checksum of a compressed tar stands: damage may look like an end mark
+            while tar.fileobj.read(BYTES_AT_A_TIME):
+                pass
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DamagedShard(f"{shard}: not a whole tar file: {error}.") from error
 
 
 def _tar_row(contents: dict[str, bytes], audio: bytes, stem: str, where: str) -> Row:
