@@ -1,4 +1,4 @@
-"""A step of BERT on codes with its head on masked places against the head on all of them, as Transformers computes it.
+"""A step of BERT on codes, its head on masked places, against Transformers' RoBERTa with the head on all of them.
 
 python -m benchmarks.masked_lm --masked 0.5
 
@@ -30,7 +30,8 @@ def main():
     config = transformers.RobertaConfig(
         vocab_size=options.vocabulary, num_hidden_layers=options.layers, max_position_embeddings=514
     )
-    model = RobertaForMaskedLM(config)
+    model, theirs = RobertaForMaskedLM(config), transformers.RobertaForMaskedLM(config)
+    theirs.load_state_dict(model.state_dict(keep_vars=True), assign=True)
     shape = (options.batch_size, 512)
     input_ids = torch.randint(5, options.vocabulary, shape)
     attention_mask = torch.ones_like(input_ids)
@@ -40,15 +41,15 @@ def main():
         places = (labels.flatten() != NOT_A_TARGET).nonzero().squeeze(1)
 
         def peer(labels=labels) -> Tensor:
-            return model(input_ids, attention_mask=attention_mask, labels=labels).loss
+            return theirs(input_ids, attention_mask=attention_mask, labels=labels).loss
 
         def ours(labels=labels, places=places) -> Tensor:
             logits = model(input_ids, attention_mask=attention_mask, places=places).logits
             return F.cross_entropy(logits, labels.flatten()[places])
 
-        model.eval()
+        model.eval(), theirs.eval()
         equality = differences(peer, ours, list(with_gradients(model.named_parameters()).values()), tolerance=1e-4)
-        model.train()
+        model.train(), theirs.train()
         measured = compare(peer, ours, options.rounds)
         name = f"BERT of {options.layers} layers, {shape[0]} x 512 codes, {share:.0%} masked"
         cases.append({"case": name, **measured, **equality})

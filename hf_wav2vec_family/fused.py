@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NUM_LANES = 2**16
 
@@ -92,6 +93,28 @@ def attention_with_dropout(
         prob: of dropping a weight, above 0.
     """
     return _AttentionWithDropout.apply(query, key, value, mask, prob, scaling)
+
+
+def sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """Transformers' attention "sdpa", but on a CPU with dropout, which PyTorch has no kernel for, the one of here.
+
+    [B, heads, T, d] each -> [B, T, heads, d] and no weights.
+    """
+    if dropout > 0.0 and eager_on_cpu(query):
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        attended = attention_with_dropout(query, key, value, attention_mask, prob=dropout, scaling=scaling)
+        return attended.transpose(1, 2), None
+    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    return attend(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
 
 
 class WeightCache:

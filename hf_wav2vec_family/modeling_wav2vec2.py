@@ -44,7 +44,7 @@ from .conv import (
     valid_frames,
 )
 from .fast_conv import convolve, convolve_norm_gelu
-from .fused import Dropout, attention_with_dropout, eager, eager_on_cpu
+from .fused import Dropout, eager, eager_on_cpu, sdpa
 from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
 from .masking import MaskedFrames, masked_frames, max_masked_frames, sample_span_mask, take_frames
 from .quantizers import GumbelVectorQuantizer, UniformLinear
@@ -224,12 +224,8 @@ class Wav2Vec2Attention(nn.Module):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         dropout = self.config.attention_dropout if self.training else 0.0
-        if self.config._attn_implementation == "sdpa" and dropout > 0 and eager_on_cpu(hidden_states):
-            attended = attention_with_dropout(
-                query, key, value, attention_mask, prob=dropout, scaling=self.head_dim**-0.5
-            )
-            return self.out_proj(attended.transpose(1, 2).flatten(-2)), None
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        name = self.config._attn_implementation
+        attend: Callable = sdpa if name == "sdpa" else ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
         attended, weights = attend(
             self,
             query,

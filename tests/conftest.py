@@ -4,7 +4,7 @@ import socket
 
 import pytest
 import torch
-from runs import forget_accelerator
+from interruptions import forget_accelerator
 
 # Sums split among threads round differently on every machine; with one, a tolerance means the same everywhere.
 torch.set_num_threads(1)

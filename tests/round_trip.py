@@ -42,7 +42,7 @@ def push_data():
 
 def run_stage(stage, recipe: dict, output: Path):
     import yaml
-    from runs import forget_accelerator
+    from interruptions import forget_accelerator
 
     from training.recipe import load_recipe
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from runs import forget_accelerator
+from interruptions import forget_accelerator
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
 from training import finetune, pretrain

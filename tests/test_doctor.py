@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import torch
 from accelerate import Accelerator
-from runs import forget_accelerator
+from interruptions import forget_accelerator
 from safetensors.torch import load_file
 
 import training.data

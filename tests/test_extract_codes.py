@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from runs import Killed, forget_accelerator
+from interruptions import Killed, forget_accelerator
 
 from hf_wav2vec_family import (
     SpeechCodesTokenizer,

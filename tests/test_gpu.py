@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from interruptions import killed_in_batch
 from omegaconf import OmegaConf
-from runs import killed_in_batch
 from test_asg import slow_loss
 from test_training import checkpoint_weights, corpus, run_stage, tiny, values  # noqa: F401  (two are fixtures)
 from test_wav2vec2 import VARIANTS, masks_and_negatives_of_transformers, pretraining_model, ragged_batch

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from golden import load_fixture
-from runs import forget_accelerator, killed_in_batch
+from interruptions import forget_accelerator, killed_in_batch
 from safetensors.torch import load_file
 
 from hf_wav2vec_family import (
@@ -289,6 +289,29 @@ def test_loss_and_gradient_of_masked_places_are_those_of_the_head_on_all_places(
     torch.testing.assert_close(found.loss, expected)
     for a, b in zip(*(torch.autograd.grad(x, model.parameters()) for x in (found.loss, expected)), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_every_dropout_is_the_fast_one_and_changes_nothing_else(monkeypatch):
+    torch.manual_seed(0)
+    config = transformers.RobertaConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+    )
+    theirs = transformers.RobertaForMaskedLM(config).eval()
+    ours = RobertaForMaskedLM(config)
+    ours.load_state_dict(theirs.state_dict())
+    drawn = []
+
+    def draw_all(shape, prob):
+        drawn.append(prob)
+        return torch.ones(shape, dtype=torch.bool), 1.0
+
+    monkeypatch.setattr("hf_wav2vec_family.fused.draw_kept", draw_all)
+    input_ids = torch.randint(5, 40, (3, 20))
+    mask = (torch.arange(20) < torch.tensor([[20], [20], [11]])).long()
+    found = ours.train()(input_ids, attention_mask=mask).logits
+    # the embedding's, and of each layer that of the attention, of its output and of the layer's
+    assert drawn == [0.1] * (1 + 3 * 2)
+    torch.testing.assert_close(found[mask == 1], theirs(input_ids, attention_mask=mask).logits[mask == 1])
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

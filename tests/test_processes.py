@@ -20,7 +20,7 @@ from accelerate.utils import (
     FullyShardedDataParallelPlugin,
     ParallelismConfig,
 )
-from runs import forget_accelerator
+from interruptions import forget_accelerator
 from torch.distributed.tensor import DTensor
 
 import hf_wav2vec_family

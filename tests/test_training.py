@@ -16,8 +16,8 @@ import soundfile
 import torch
 import transformers
 from accelerate.utils import DistributedType
+from interruptions import forget_accelerator, killed_in_batch
 from omegaconf import OmegaConf
-from runs import forget_accelerator, killed_in_batch
 from safetensors.torch import load_file
 from tiny_models import TINY_MODELS
 

@@ -21,8 +21,8 @@ import pytest
 import soundfile
 import yaml
 from golden import GOLDEN
+from interruptions import forget_accelerator
 from loopback_hub import LoopbackHub
-from runs import forget_accelerator
 from test_docs import FENCE, ROOT
 from tiny_models import TINY_MODELS
 
