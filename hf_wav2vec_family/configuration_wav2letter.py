@@ -1,6 +1,6 @@
 """Configuration of the wav2letter acoustic models (Collobert, Puhrsch, Synnaeve, 2016, arXiv:1609.03193)."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -95,6 +95,8 @@ class Wav2LetterConfig(PreTrainedConfig):
     """
 
     model_type = "wav2letter"
+    # a Trainer hands `logits` to a metric, and no pair
+    keys_to_ignore_at_inference: ClassVar = ["emissions"]
 
     front_end: str = "log_mel"
     num_mel_bins: int = 80

@@ -31,6 +31,8 @@ class ConvModelMixin:
 
     # every class of the folder that an Auto class finds, as {Auto class: file.Class}
     travelling_classes: ClassVar[dict[str, str]] = {}
+    # a model without attention computes it in any way that a model around it is asked for
+    _supports_sdpa = True
 
     def get_input_embeddings(self) -> nn.Module | None:
         """None: a waveform is looked up in no table. Accelerate's FSDP2 asks, and Transformers' answer is an error."""
@@ -56,6 +58,11 @@ class ConvModelMixin:
 
     def _get_feat_extract_output_lengths(self, input_lengths: int | Tensor) -> int | Tensor:
         return self.num_frames(input_lengths)
+
+    def refuse_attentions(self, asked: bool | None):
+        """ValueError where attentions are asked for, here or in the configuration: frames attend to nothing."""
+        if self.config.output_attentions if asked is None else asked:
+            raise ValueError(f"output_attentions: a {type(self).__name__} gives none; got True, accepted is False.")
 
     def frame_mask(self, attention_mask: Tensor, total: int) -> Tensor:
         """Mask of samples [B, S] -> mask of the `total` = T frames, [B, T] bool."""

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import (
 from transformers.utils import can_return_tuple
 
 from .conv import num_valid
+from .labels import in_front
 
 
 def ctc_loss(
@@ -25,7 +26,7 @@ def ctc_loss(
 
     Args:
         logits: [B, T, vocabulary]. num_frames: [B], how many of the T count.
-        labels: [B, L]; anything below 0 is padding.
+        labels: [B, L]; anything below 0 is padding, wherever it stands.
         reduction: "sum", or "mean" of each utterance's loss over its number of labels.
         zero_infinity: an utterance that no path spells costs 0; otherwise it is an error.
 
@@ -33,7 +34,7 @@ def ctc_loss(
         ValueError: labels outside the vocabulary, blanks among them, or more than the frames can spell, where labels
             and lengths are on the CPU; the rows of the batch are named. An accelerator is never waited for.
     """
-    present = labels >= 0
+    labels = in_front(labels)
     refuse_bad_labels(labels, num_frames, vocab_size=logits.shape[-1], blank=blank, allow_unreachable=zero_infinity)
     log_probs = F.log_softmax(logits, dim=-1, dtype=torch.float32).transpose(0, 1)
     # cuDNN's kernel reads concatenated labels on the host and wants int32; the native one takes them padded
@@ -42,7 +43,7 @@ def ctc_loss(
             log_probs,
             labels.clamp(min=0),
             num_frames,
-            present.sum(dim=-1),
+            (labels >= 0).sum(dim=-1),
             blank=blank,
             reduction=reduction,
             zero_infinity=zero_infinity,
@@ -50,7 +51,7 @@ def ctc_loss(
 
 
 def refuse_bad_labels(labels: Tensor, num_frames: Tensor, *, vocab_size: int, blank: int, allow_unreachable: bool):
-    """ValueError that names the rows [B, L] that CTC can't spell, of what is on the CPU."""
+    """ValueError that names the rows [B, L], padded behind, that CTC can't spell, of what is on the CPU."""
     on_the_host = labels.device.type == num_frames.device.type == "cpu" and not torch.compiler.is_compiling()
     if not on_the_host or not labels.numel():
         return
@@ -116,8 +117,8 @@ class CTCHead(_Head):
         Args:
             input_values: [B, S] waveform at 16 kHz.
             attention_mask: [B, S], 1 for samples, 0 for padding.
-            labels: [B, L] ids; -100 (or anything negative) is padding. At least as many frames as labels are needed,
-                and one more for each pair of equal neighbours.
+            labels: [B, L] ids; -100 (or anything negative) is padding, wherever it stands. At least as many frames as
+                labels are needed, and one more for each pair of equal neighbours.
         """
         frames, outputs = self.encode(input_values, attention_mask, **kwargs)
         logits = self.lm_head(self.dropout(frames))

@@ -420,6 +420,7 @@ class CPCModel(CPCPreTrainedModel):
         attention_mask: Tensor | None = None,
         *,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> CPCModelOutput:
         """
         Args:
@@ -429,8 +430,9 @@ class CPCModel(CPCPreTrainedModel):
         Returns: `last_hidden_state` c [B, T, H], `extract_features` z [B, T, D], `hidden_states` (z, c) if asked for.
 
         Raises:
-            ValueError: a clip is too short for a frame.
+            ValueError: a clip is too short for a frame, or attentions are asked for.
         """
+        self.refuse_attentions(output_attentions)
         lengths = self.sample_lengths(input_values, attention_mask)
         lengths = lengths if self.config.padding_invariant else None
         frames = self.encoder(input_values, lengths)

@@ -57,9 +57,8 @@ class DiscreteBertPreTrainedModel(ConvModelMixin, PreTrainedModel):
     main_input_name = "input_values"
     input_modalities = "audio"
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
     _no_split_modules: ClassVar = ["ConvBlock", "RobertaEmbeddings", "RobertaLayer"]
-    # rounded weights would choose other codes than those of pre-training
+    # `FrozenVQWav2Vec` while it is loaded
     _keep_in_fp32_modules_strict: ClassVar = {"vq_wav2vec"}
     travelling_classes: ClassVar = {
         "AutoConfig": "configuration_discrete_bert.DiscreteBertConfig",
@@ -91,13 +90,30 @@ def table_of_all_words(config: DiscreteBertConfig) -> CodeTable:
     return CodeTable.of(numbers, numbers + len(DICTIONARY_SPECIALS), rows)
 
 
+class FrozenVQWav2Vec(VQWav2VecModel):
+    """vq-wav2vec whose weights stay in the type that they have, whatever becomes of those around it.
+
+    Rounded weights would choose other codes than those that RoBERTa learned.
+    """
+
+    def __init__(self, config: VQWav2VecConfig):
+        super().__init__(config)
+        self.context_network = None  # two thirds of its weights, and codes do not need them
+
+    def _apply(self, fn, recurse: bool = True) -> "FrozenVQWav2Vec":
+        def without_rounding(tensor: Tensor) -> Tensor:
+            changed = fn(tensor)
+            return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
+
+        return super()._apply(without_rounding, recurse)
+
+
 class DiscreteBertModel(DiscreteBertPreTrainedModel):
     """Waveform to codes to features."""
 
     def __init__(self, config: DiscreteBertConfig):
         super().__init__(config)
-        self.vq_wav2vec = VQWav2VecModel(config.vq_wav2vec_config)
-        self.vq_wav2vec.context_network = None  # two thirds of its weights, and codes do not need them
+        self.vq_wav2vec = FrozenVQWav2Vec(config.vq_wav2vec_config)
         self.roberta = RobertaModel(config.roberta_config, add_pooling_layer=False)
         rows = config.roberta_config.vocab_size
         self.register_buffer("code_numbers", torch.full((rows,), -1))
@@ -214,12 +230,18 @@ class DiscreteBertModel(DiscreteBertPreTrainedModel):
         attention_mask: Tensor | None = None,
         *,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> DiscreteBertModelOutput:
         """
         Args:
             input_values: [B, S] waveform at 16 kHz, as it was recorded.
             attention_mask: [B, S], 1 for samples, 0 for padding on the right.
+
+        Raises:
+            ValueError: a clip is too short for a frame, or attentions are asked for, which are those of pieces with
+                marks around them and not of the frames of a clip.
         """
+        self.refuse_attentions(output_attentions)
         codes = self.quantize(input_values, attention_mask)
         lengths = self.vq_wav2vec.frame_lengths(attention_mask)
         if lengths is None:

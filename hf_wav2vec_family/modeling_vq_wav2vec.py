@@ -234,13 +234,18 @@ class VQWav2VecModel(VQWav2VecPreTrainedModel):
         *,
         generator: torch.Generator | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> VQWav2VecModelOutput:
         """
         Args:
             input_values: [B, S] waveform at 16 kHz, as it was recorded.
             attention_mask: [B, S], 1 for samples, 0 for padding on the right.
             generator: for the noise of a Gumbel quantizer in training, on the device of the input.
+
+        Raises:
+            ValueError: a clip is too short for a frame, or attentions are asked for.
         """
+        self.refuse_attentions(output_attentions)
         lengths = self.frame_lengths(attention_mask)
         latents = self.extract_features(input_values, attention_mask)
         quantizer = self.quantize_features(latents, lengths, generator)

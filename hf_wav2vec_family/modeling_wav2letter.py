@@ -32,13 +32,13 @@ from .configuration_wav2letter import SPECTRAL_HOP, SPECTRAL_WINDOW, Wav2LetterC
 from .conv import MaskedGroupNorm, frame_centers, num_frames, num_valid, scale_gradient, valid_frames
 from .conv_model import ConvModelMixin
 from .heads import CTCHead, ctc_loss
+from .labels import in_front, merge_runs
 from .log_mel import MFCC, LogMel
 from .modeling_cpc import CPCModel
 from .modeling_discrete_bert import DiscreteBertModel
 from .modeling_vq_wav2vec import VQWav2VecModel
 from .modeling_wav2vec import Wav2VecModel
 from .modeling_wav2vec2 import Wav2Vec2Model
-from .replabels import merge_runs
 from .viterbi import best_paths
 
 ENCODERS = {
@@ -67,7 +67,8 @@ class Wav2LetterPreTrainedModel(ConvModelMixin, PreTrainedModel):
     base_model_prefix = "wav2letter"
     main_input_name = "input_values"
     input_modalities = "audio"
-    _supports_sdpa = True
+    # `FrozenVQWav2Vec` of an encoder while it is loaded
+    _keep_in_fp32_modules_strict: ClassVar = {"vq_wav2vec"}
     travelling_classes: ClassVar = {
         "AutoConfig": "configuration_wav2letter.Wav2LetterConfig",
         "AutoModel": "modeling_wav2letter.Wav2LetterModel",
@@ -146,6 +147,8 @@ class EncoderFrontEnd(nn.Module):
 
     def __init__(self, config: Wav2LetterConfig):
         super().__init__()
+        # Transformers hands the attention that was asked for on to configurations of a fixed class only
+        config.encoder_config._attn_implementation = config._attn_implementation
         self.encoder = ENCODERS[config.encoder_config.model_type](config.encoder_config)
         self.output, self.frozen = config.encoder_output, config.freeze_encoder
         if self.output == "weighted_sum":
@@ -227,19 +230,28 @@ class Wav2LetterModel(Wav2LetterPreTrainedModel):
             self.front_end.encoder.freeze_feature_encoder()
 
     @can_return_tuple
-    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Wav2Vec2BaseModelOutput:
+    def forward(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> Wav2Vec2BaseModelOutput:
         """
         Args:
             input_values: [B, S] waveform at 16 kHz, as the feature extractor of the checkpoint returns it.
             attention_mask: [B, S], 1 for samples, 0 for padding on the right.
+            output_hidden_states: whether to return what enters each layer and the last output, [B, T, *] each.
 
         Returns:
             `last_hidden_state` [B, T, H] for the output layer, `extract_features` [B, T, D] of the front end,
             normalised; those of padded frames are 0.
 
         Raises:
-            ValueError: a clip is too short for a frame.
+            ValueError: a clip is too short for a frame, or attentions are asked for.
         """
+        self.refuse_attentions(output_attentions)
         features = self.front_end(input_values, attention_mask).transpose(1, 2)
         lengths = None if attention_mask is None else self.num_frames(num_valid(attention_mask))
         valid = None if lengths is None else valid_frames(lengths, features.shape[-1]).unsqueeze(1)  # [B, 1, T]
@@ -248,10 +260,15 @@ class Wav2LetterModel(Wav2LetterPreTrainedModel):
         elif valid is not None:
             features = torch.where(valid, features, 0.0)
         hidden_states = features.to(self.layers[0].conv.bias.dtype)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        states = [hidden_states]
         for layer in self.layers:
             hidden_states = layer(hidden_states, valid)
+            states = [*states, hidden_states] if wanted else None
         return Wav2Vec2BaseModelOutput(
-            last_hidden_state=hidden_states.transpose(1, 2), extract_features=features.transpose(1, 2)
+            last_hidden_state=hidden_states.transpose(1, 2),
+            extract_features=features.transpose(1, 2),
+            hidden_states=tuple(state.transpose(1, 2) for state in states) if wanted else None,
         )
 
 
@@ -286,18 +303,19 @@ class Wav2LetterForCTC(CTCHead, Wav2LetterPreTrainedModel):
         input_values: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        **kwargs,
     ) -> Wav2LetterOutput:
         """
         Args:
             input_values: [B, S] waveform at 16 kHz.
             attention_mask: [B, S], 1 for samples, 0 for padding on the right.
-            labels: [B, L] ids; -100 (or anything negative) is padding. ASG needs a frame for each and no symbol twice
-                in a row; CTC as many frames, and one more for each pair of equal neighbours.
+            labels: [B, L] ids; -100 (or anything negative) is padding, wherever it stands. ASG needs a frame for each
+                and no symbol twice in a row; CTC as many frames, and one more for each pair of equal neighbours.
 
         Raises:
             ValueError: labels that can't be spelled, where they are on the CPU; the rows of the batch are named.
         """
-        frames, _ = self.encode(input_values, attention_mask)
+        frames, outputs = self.encode(input_values, attention_mask, **kwargs)
         emissions = self.lm_head(self.dropout(frames))
         if attention_mask is None:
             lengths = torch.full((len(emissions),), emissions.shape[1], device=emissions.device)
@@ -307,7 +325,7 @@ class Wav2LetterForCTC(CTCHead, Wav2LetterPreTrainedModel):
         if self.criterion is not None:
             logits = self.greedy_logits(emissions, lengths)
         loss = None if labels is None else self.loss_of(emissions, lengths, labels)
-        return Wav2LetterOutput(loss=loss, logits=logits, emissions=emissions)
+        return Wav2LetterOutput(loss=loss, logits=logits, emissions=emissions, hidden_states=outputs.hidden_states)
 
     def greedy_logits(self, emissions: Tensor, lengths: Tensor) -> Tensor:
         """Emissions [B, T, V] of ASG and valid frames [B] -> `logits` [B, T, vocab_size] of the output record."""
@@ -320,7 +338,7 @@ class Wav2LetterForCTC(CTCHead, Wav2LetterPreTrainedModel):
 
     def loss_of(self, emissions: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
         """The loss of emissions [B, T, V] with `lengths` [B] valid frames, as the configuration reduces it."""
-        config = self.config
+        config, labels = self.config, in_front(labels)
         if config.merge_repeated_labels:
             labels = merge_runs(labels)
         target_lengths = (labels >= 0).sum(dim=-1)

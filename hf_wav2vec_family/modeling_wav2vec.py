@@ -88,6 +88,7 @@ class Wav2VecModel(Wav2VecPreTrainedModel):
         attention_mask: Tensor | None = None,
         *,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> Wav2Vec2BaseModelOutput:
         """
         Args:
@@ -97,7 +98,11 @@ class Wav2VecModel(Wav2VecPreTrainedModel):
         Returns:
             `last_hidden_state` c [B, T, H], `extract_features` z [B, T, C]; `hidden_states`, z and the output of each
             layer of the context network, if asked for.
+
+        Raises:
+            ValueError: a clip is too short for a frame, or attentions are asked for.
         """
+        self.refuse_attentions(output_attentions)
         samples = self.norm_lengths(self.sample_lengths(input_values, attention_mask))
         lengths = None if samples is None else self.num_frames(samples)
         latents = self.feature_extractor(input_values, samples)

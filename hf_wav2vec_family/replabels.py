@@ -7,8 +7,6 @@ A replabel is a symbol of the alphabet that says how many more times the one bef
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from torch import Tensor
-
 
 def encode_target(
     ids: Sequence[int], replabel_ids: Sequence[int] = (), *, surround: int | None = None, merge: bool = False
@@ -62,11 +60,3 @@ def decode_path(path: Iterable[int], replabel_ids: Sequence[int] = (), *, surrou
         while decoded[-1:] == [surround]:
             del decoded[-1]
     return decoded
-
-
-def merge_runs(labels: Tensor) -> Tensor:
-    """[B, L] -> [B, L], one symbol of each run; what is below 0 is padding, as which the places left over return."""
-    first = labels >= 0
-    first[:, 1:] &= labels[:, 1:] != labels[:, :-1]
-    order = (~first).long().argsort(dim=-1, stable=True)
-    return labels.masked_fill(~first, -100).gather(-1, order)

@@ -32,12 +32,12 @@ class Wav2LetterCTCTokenizer(Wav2Vec2CTCTokenizer):
             raise ValueError(f"replabels: {', '.join(missing)} of {vocab_file} are missing in the vocabulary.")
 
     def tokenize(self, text: str, *args, **kwargs) -> list[str]:
-        # the base class asks nobody how an empty text is spelled
-        return super().tokenize(text, *args, **kwargs) or self._tokenize("")
+        # of the whole text: the base class hands it on in parts, cut at special and added tokens
+        symbols = super().tokenize(text, *args, **kwargs)
+        return encode_target(symbols, self.replabels, surround=self.word_delimiter_token if self.surround else None)
 
     def _tokenize(self, text: str, **kwargs) -> list[str]:
-        symbols = [self.unk_token if s in self.replabels else s for s in super()._tokenize(text, **kwargs)]
-        return encode_target(symbols, self.replabels, surround=self.word_delimiter_token if self.surround else None)
+        return [self.unk_token if symbol in self.replabels else symbol for symbol in super()._tokenize(text, **kwargs)]
 
     def convert_tokens_to_string(
         self,

@@ -171,6 +171,22 @@ def test_codes_are_those_of_float32_in_a_model_that_is_loaded_in_half_precision(
     assert torch.equal(halved(waveform).codes, model.quantize(waveform.float()))
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_an_attention_that_is_asked_for_is_robertas(tmp_path, attention):
+    model_of().save_pretrained(tmp_path)
+    model = family.DiscreteBertModel.from_pretrained(tmp_path, attn_implementation=attention)
+    assert model.roberta.config._attn_implementation == attention
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_codes_are_those_of_float32_in_a_model_that_is_turned_into_half_precision(dtype):
+    model = model_of()
+    waveform = torch.randn(2, samples(200)).to(dtype)
+    expected = model.quantize(waveform.float())
+    assert model.to(dtype).roberta.dtype == dtype
+    assert torch.equal(model(waveform).codes, expected)
+
+
 def test_parts_of_another_kind_are_refused_by_name():
     other = family.Wav2VecConfig()
     with pytest.raises(ValueError, match="vq_wav2vec_config must be a VQWav2VecConfig, got Wav2VecConfig"):

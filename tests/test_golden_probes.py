@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hf_wav2vec_family.heads import ctc_loss
+from hf_wav2vec_family.labels import merge_runs
 from hf_wav2vec_family.metrics.per import PhoneErrorRate
-from hf_wav2vec_family.replabels import merge_runs
 from training.probe import LabelledFrames, accuracy_of
 
 FOLDER = GOLDEN / "cpc" / "probes"

@@ -115,6 +115,18 @@ def test_any_negative_label_is_padding(ctc_inputs):
     assert torch.equal(ctc_loss(*ctc_inputs, CTC_LABELS.clamp(min=-1), **options), expected)
 
 
+def test_padding_of_labels_may_stand_anywhere(ctc_inputs):
+    options = {"blank": BLANK, "zero_infinity": False, "reduction": "sum"}
+    scattered = torch.tensor(
+        [[-100, 1, 3, -100, 3, 6, 0], [-1, 4, -100, -100, -1, -100, 5], [6, -100, 1, -100, -100, 0, -100]]
+    )
+    expected = ctc_loss(*ctc_inputs, CTC_LABELS, **options)
+    assert torch.equal(ctc_loss(*ctc_inputs, scattered, **options), expected)
+    # two threes are neighbours though padding is between them, and need one frame more
+    with pytest.raises(ValueError, match=r"rows \[0\] of the batch: they need a frame each"):
+        ctc_loss(ctc_inputs[0], torch.tensor([5, 7, 9]), scattered, **options)
+
+
 def test_labels_that_no_path_spells_are_refused_by_row_or_cost_nothing(ctc_inputs):
     logits, num_frames = ctc_inputs
     arguments = (logits, num_frames.clone(), CTC_LABELS)
@@ -279,6 +291,33 @@ def test_waveforms_are_heard_without_a_table_of_embeddings_and_codes_are_read_by
         assert table is model.base_model.roberta.embeddings.word_embeddings
     else:
         assert table is None
+
+
+@pytest.mark.parametrize("name", [*CONFIGURATIONS, "wav2vec2"])
+def test_every_model_takes_the_three_flags_of_transformers_and_refuses_what_it_has_not(name):
+    prefix, config = configuration_of(name, vocab_size=8)
+    waveform = torch.randn(1, 4000)
+    for head in ("Model", "ForCTC", "ForSequenceClassification", "ForAudioFrameClassification"):
+        if not hasattr(family, prefix + head):
+            continue
+        model = getattr(family, prefix + head)(config).eval()
+        output = model(waveform, output_hidden_states=True, output_attentions=False, return_dict=True)
+        assert len(output.hidden_states) > 1
+        assert all(state.shape[1] == model.num_frames(4000) for state in output.hidden_states)
+        assert model(waveform).hidden_states is None
+        if name != "wav2vec2":
+            with pytest.raises(ValueError, match=r"output_attentions: a \w+ gives none"):
+                model(waveform, output_attentions=True)
+
+
+@pytest.mark.parametrize("name", [*CONFIGURATIONS, "wav2vec2"])
+def test_the_predictions_of_a_trainer_are_one_array_of_logits(tmp_path, name):
+    prefix, config = configuration_of(name, vocab_size=8)
+    options = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "per_device_eval_batch_size": 2}
+    rows = [{"input_values": torch.randn(4000), "labels": torch.tensor([1, 2])} for _ in range(2)]
+    model = getattr(family, f"{prefix}ForCTC")(config)
+    trainer = transformers.Trainer(model, transformers.TrainingArguments(str(tmp_path), **options))
+    assert trainer.predict(rows).predictions.shape == (2, model.num_frames(4000), 8)
 
 
 @pytest.mark.parametrize("name", [*CONFIGURATIONS, "wav2vec2"])

@@ -11,8 +11,9 @@ from torch import nn
 
 import hf_wav2vec_family as family
 from hf_wav2vec_family.asg import asg_loss
+from hf_wav2vec_family.labels import merge_runs
 from hf_wav2vec_family.phones import TIMIT_39, WSJ_GRAPHEMES
-from hf_wav2vec_family.replabels import decode_path, merge_runs
+from hf_wav2vec_family.replabels import decode_path
 from hf_wav2vec_family.viterbi import best_paths
 from training import finetune
 from training.recipe import DataRecipe, OptimizationRecipe, Recipe, RunRecipe
@@ -153,6 +154,36 @@ def test_the_loss_is_that_of_the_criterion_on_the_emissions(criterion):
             )
             assert torch.equal(output.logits, output.emissions)
         torch.testing.assert_close(output.loss, reduced(losses), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("criterion", ["ctc", "asg"])
+def test_padding_of_labels_may_stand_anywhere(criterion):
+    model = model_of(criterion=criterion)
+    batch = padded_batch(5000, 3300)
+    scattered = torch.tensor([[-100, 1, 2, -100, 3, 4], [-1, 5, -100, 0, -1, -1]])
+    assert torch.equal(model(**batch, labels=scattered).loss, model(**batch, labels=LABELS).loss)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_an_attention_that_is_asked_for_reaches_the_encoder(tmp_path, encoder):
+    model_of(encoder).save_pretrained(tmp_path)
+    for name in ("sdpa", "eager"):
+        model = family.Wav2LetterForCTC.from_pretrained(tmp_path, attn_implementation=name)
+        inner = model.wav2letter.front_end.encoder
+        inner = inner.roberta if encoder == "discrete-bert" else inner
+        assert inner.config._attn_implementation == name
+        assert model(torch.randn(1, 4000)).logits.isfinite().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_codes_under_a_network_in_half_precision_are_those_of_float32(tmp_path, dtype):
+    model = model_of("discrete-bert")
+    model.save_pretrained(tmp_path)
+    waveform = torch.randn(2, 20_000).to(dtype)
+    expected = model.wav2letter.front_end.encoder.quantize(waveform.float())
+    for halved in (family.Wav2LetterForCTC.from_pretrained(tmp_path, dtype=dtype), model.to(dtype)):
+        assert halved.lm_head.weight.dtype == dtype
+        assert torch.equal(halved.wav2letter.front_end.encoder.quantize(waveform), expected)
 
 
 def test_linear_segmentation_costs_what_the_stretched_target_costs():
@@ -372,6 +403,13 @@ def test_symbols_outside_the_alphabet_are_unknown(tokenizer):
     assert tokenizer("é").input_ids == [0, tokenizer.unk_token_id, 0]
     # nothing is left to say what they repeat
     assert tokenizer.decode(tokenizer.convert_tokens_to_ids(["1", "a", "1", "2"])) == "aa"
+
+
+def test_special_and_added_symbols_stand_within_a_word_as_letters_do(tokenizer):
+    assert tokenizer.tokenize("a<unk>b") == ["|", "a", "<unk>", "b", "|"]
+    tokenizer.add_tokens(["x"])
+    assert tokenizer.tokenize("axxb c") == ["|", "a", "x", "1", "b", "|", "c", "|"]
+    assert tokenizer.decode(tokenizer("axxb c").input_ids) == "axxb c"
 
 
 def test_replabels_that_the_vocabulary_lacks_are_refused(tmp_path):
