@@ -181,6 +181,9 @@ class SpeechBatches:
                 raise ValueError(skip.message)
         self.report.count(num_rows, skips)
         self.report.refuse_too_many_bad(self.settings.max_bad_fraction)
+        if any(skip.shard is not None for skip in skips):
+            num_shards = sum(len(source.shards) for source in self.sources)
+            self.report.refuse_too_many_damaged(self.settings.max_bad_fraction, num_shards)
 
     def state_dict(self) -> dict:
         """The place after the last batch handed out, the report, and the settings they belong to; plain values."""

@@ -87,7 +87,7 @@ def letters_of(recipe: Recipe) -> list[str]:
     """The word boundary and every character of the training transcripts, sorted."""
     found: set[str] = set()
     for source in as_sources(recipe.data.train):
-        for row in open_source(source).rows():
+        for row in open_source(source).readable_rows():
             found |= set(normalized_text(row.text or "", recipe.data.text_case))
     found -= set(" |")
     if not found:

@@ -101,7 +101,7 @@ def row_numbers(sources: list[RowSource]) -> Iterator[int]:
     """The numbers that rows have in every order, for all rows in the order of the sources."""
     for part in parts_of(sources):
         for number, shard in part.shards:
-            yield from (number << ROW_BITS | place for place, _ in enumerate(shard.rows(0)))
+            yield from (number << ROW_BITS | place for place, _ in enumerate(shard.readable_rows()))
 
 
 class Reader:
@@ -148,9 +148,9 @@ class Reader:
         while len(rows) < num:
             more, _ = self.take_from_epoch(num - len(rows))
             rows += more
-            num_empty = 0 if more else num_empty + 1
+            num_empty = num_empty + 1 if all(row.damage for row in more) else 0
             if num_empty > NUM_EMPTY_EPOCHS:
-                raise ValueError("source.weight: a source with a weight has no rows.")
+                raise ValueError("source.weight: a source with a weight has no rows that can be read.")
         return rows
 
 

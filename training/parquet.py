@@ -1,6 +1,7 @@
 """Rows of tables that hold their audio, or codes: parquet files and data sets of the Hub."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -8,46 +9,60 @@ from .rows import ROWS_PER_STRETCH, DamagedShard, Row, Shard, beneath, make_row,
 
 
 def parquet_shards(files: Iterable[Path]) -> list[Shard]:
-    """A shard per row group; a footer tells how many there are."""
-
+    """A shard per row group; a footer tells how many there are. A file without one is a shard, a damaged one."""
     shards, num_rows = [], 0
     for path in files:
-        with _opened(path) as file:
+        try:
+            file = _opened(path)
+        except DamagedShard as error:
+            shards.append(Shard(partial(_no_rows, str(error))))
+            continue
+        with file:
             for group in range(file.num_row_groups):
                 shards.append(Shard(partial(_parquet_rows, path, group, num_rows)))
                 num_rows += file.metadata.row_group(group).num_rows
     return shards
 
 
+def _no_rows(damage: str, begin: int) -> Iterator[Row]:
+    raise DamagedShard(damage)
+
+
 def _opened(path: Path, **options):
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with _damage_named(f"{path}: not readable as parquet"):
         return pq.ParquetFile(path, **options)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not readable as parquet: {error}") from error
+
+
+@contextmanager
+def _damage_named(where: str) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        # what the system reports says nothing about the file, and may be over when it is read again
+        if getattr(error, "errno", None) is not None:
+            raise
+        raise DamagedShard(f"{where}: {error}") from error
 
 
 def _parquet_rows(path: Path, group: int, rows_before: int, begin: int) -> Iterator[Row]:
-
-    number = 0
     with _opened(path, pre_buffer=False) as file:
-        for batch in _batches(file, group, path):
+        for number, record in _records(file, group, begin, path):
+            place = rows_before + number
+            yield _dataset_row(record, str(place), f"{path}, row {place}", root=path.parent)
+
+
+def _records(file, group: int, begin: int, path: Path) -> Iterator[tuple[int, dict]]:
+    """The rows of a row group from number `begin` on."""
+    number = 0
+    with _damage_named(f"{path}: row group {group} cannot be read to its end"):
+        for batch in file.iter_batches(ROWS_PER_STRETCH, row_groups=[group]):
             skipped = min(max(begin - number, 0), len(batch))
-            records = batch.slice(skipped).to_pylist()
-            for place, record in enumerate(records, start=rows_before + number + skipped):
-                yield _dataset_row(record, str(place), f"{path}, row {place}", root=path.parent)
+            yield from enumerate(batch.slice(skipped).to_pylist(), start=number + skipped)
             number += len(batch)
-
-
-def _batches(file, group: int, path: Path) -> Iterator:
-    import pyarrow as pa
-
-    try:
-        yield from file.iter_batches(ROWS_PER_STRETCH, row_groups=[group])
-    except (pa.ArrowException, OSError) as error:
-        raise DamagedShard(f"{path}: row group {group} cannot be read to its end: {error}") from error
 
 
 def dataset_shards(dataset, where: str) -> list[Shard]:

@@ -19,7 +19,6 @@ from .ordering import (
     ROW_BITS,
     Cursor,
     Order,
-    OrderedRow,
     Part,
     Window,
     parts_of,
@@ -56,7 +55,8 @@ class BatchSettings:
         num_streams: parts that the shards are dealt to, from which batches come in turn. Nothing means one, or one per
             process where reading the rows of others would cost as much as reading one's own.
         num_epochs: None is without end.
-        max_bad_fraction: more rows without usable audio, or more damaged shards, than this share stop the iteration.
+        max_bad_fraction: more rows without usable audio than this share stop the iteration, and so do more damaged
+            shards; each process counts those that it has met.
         on_bad_text: "skip" leaves out rows without text or with letters outside the vocabulary, "error" stops at one.
         budget_seconds, budget_seed: see `rows_in_budget`; None is all rows.
     """
@@ -166,7 +166,6 @@ class StreamPlanner:
         self.start = start if start.cursors else Position(tuple(Cursor() for _ in parts))
         self.skips: list[Skip] = []  # left out since the last plan
         self.scanned = Report()  # all rows planned
-        self.damaged: set[int] = set()  # shards found out so far
         self.turn = self.start.turn  # of the plan that comes next
         self._plans = iter(self)
 
@@ -204,8 +203,7 @@ class StreamPlanner:
             row = ordered.row
             try:
                 if ordered.damage:
-                    self._refuse_too_many_damaged(ordered)
-                    raise UnusableRow("bad", f"{ordered.damage} The rest of it is left out.")
+                    raise UnusableRow("damaged", ordered.damage, shard=ordered.number >> ROW_BITS)
                 seconds = duration_seconds_of(row)
                 settings.refuse_length(row.id, seconds)
                 planned.append(PlannedRow(ordered.number, row, settings.length_in_batch(seconds), ordered.epoch))
@@ -225,16 +223,6 @@ class StreamPlanner:
             batches += cut_into_batches(group, settings.batch_seconds)
         generator.shuffle(batches)
         return batches
-
-    def _refuse_too_many_damaged(self, ordered: OrderedRow) -> None:
-        """ValueError if more than `max_bad_fraction` of all shards are damaged: their rows can't be counted."""
-        self.damaged.add(ordered.number >> ROW_BITS)
-        num_shards, limit = sum(len(part.shards) for part in self.parts), self.settings.max_bad_fraction
-        if len(self.damaged) > limit * num_shards:
-            raise ValueError(
-                f"{len(self.damaged)} of {num_shards} shards ({len(self.damaged) / num_shards:.1%}) are damaged;"
-                f" max_bad_fraction is {limit:.1%}. The last: {ordered.damage}"
-            )
 
 
 class Planner:
@@ -268,7 +256,7 @@ class Planner:
     def _order(self) -> Order:
         settings, kept = self.settings, None
         if settings.budget_seconds is not None:
-            rows = chain.from_iterable(source.rows() for source in self.sources)
+            rows = chain.from_iterable(source.readable_rows() for source in self.sources)
             places = rows_in_budget(rows, settings.budget_seconds, settings.budget_seed)
             kept = {number for place, number in enumerate(row_numbers(self.sources)) if place in places}
         shuffled = settings.shuffle_window > 0

@@ -1,11 +1,14 @@
 """A row of a source before anything is decoded, and what readers of all kinds of sources share."""
 
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = {
     "manifest": (".jsonl", ".csv", ".tsv"),
@@ -40,9 +43,19 @@ class Shard:
 
     rows: Callable[[int], Iterator[Row]]
 
+    def readable_rows(self) -> Iterator[Row]:
+        """All rows, or those before the damage, of which the log is told."""
+        try:
+            yield from self.rows(0)
+        except DamagedShard as error:
+            logger.warning("left out (damaged): %s", error)
+
 
 class DamagedShard(ValueError):
-    """Raised while a shard is read, where it is damaged: the rows before it are good, what follows is lost."""
+    """Raised while a shard is read, where damage is found: there are no more rows of it.
+
+    Those before are whole, but of a compressed tar, whose checksum stands at its end, they may hold altered bytes.
+    """
 
 
 def kind_of(path: Path) -> str | None:

@@ -6,35 +6,47 @@ from itertools import chain
 
 NUM_ROWS_TO_JUDGE = 100  # before so many rows a share of bad ones means nothing
 NUM_EXAMPLES = 5
-SKIP_REASONS = ("bad", "too_short", "too_long", "bad_text", "too_many_labels")
+SKIP_REASONS = ("bad", "too_short", "too_long", "bad_text", "too_many_labels", "damaged")
 
 
 @dataclass(frozen=True)
 class Skip:
-    """A row that is left out and counted under `reason`, one of `SKIP_REASONS`; the message names it."""
+    """A row that is left out and counted under `reason`, one of `SKIP_REASONS`; the message names it.
+
+    One that is "damaged" stands for all that is lost of the shard of that number.
+    """
 
     reason: str
     message: str
+    shard: int | None = None
 
 
 class UnusableRow(Exception):
     """Raised by whoever finds that a row must be left out."""
 
-    def __init__(self, reason: str, message: str):
+    def __init__(self, reason: str, message: str, shard: int | None = None):
         super().__init__(message)
-        self.skip = Skip(reason, message)
+        self.skip = Skip(reason, message, shard)
 
 
 @dataclass
 class Report:
     """What became of the rows of one rank, summed over epochs; the sum over all ranks counts every row once.
 
-    `rows` were seen, `skipped` of them left out per reason, `examples` are the first messages per reason.
+    `rows` were seen, `skipped` of them left out per reason, `examples` are the first messages per reason, and
+    `damaged_shards` the numbers of those, each once.
     """
 
     rows: int = 0
-    skipped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SKIP_REASONS, 0))
-    examples: dict[str, list[str]] = field(default_factory=lambda: {reason: [] for reason in SKIP_REASONS})
+    skipped: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    damaged_shards: list[int] = field(default_factory=list)
+
+    def __post_init__(self):
+        # of a state that was saved before there were as many reasons
+        self.skipped = dict.fromkeys(SKIP_REASONS, 0) | self.skipped
+        self.examples = {reason: [] for reason in SKIP_REASONS} | self.examples
 
     @property
     def used(self) -> int:
@@ -46,13 +58,16 @@ class Report:
             self.skipped[skip.reason] += 1
             if len(self.examples[skip.reason]) < NUM_EXAMPLES:
                 self.examples[skip.reason].append(skip.message)
+            if skip.shard is not None and skip.shard not in self.damaged_shards:
+                self.damaged_shards.append(skip.shard)
 
     @classmethod
     def sum_of(cls, reports: "Sequence[Report]") -> "Report":
         """One report of what several ranks have seen."""
         skipped = {reason: sum(report.skipped[reason] for report in reports) for reason in SKIP_REASONS}
         examples = {r: [e for report in reports for e in report.examples[r]][:NUM_EXAMPLES] for r in SKIP_REASONS}
-        return cls(sum(report.rows for report in reports), skipped, examples)
+        damaged = sorted({shard for report in reports for shard in report.damaged_shards})
+        return cls(sum(report.rows for report in reports), skipped, examples, damaged)
 
     def refuse_too_many_bad(self, max_bad_fraction: float) -> None:
         """ValueError if more than `max_bad_fraction` of at least `NUM_ROWS_TO_JUDGE` rows could not be decoded."""
@@ -61,6 +76,15 @@ class Report:
             raise ValueError(
                 f"{num_bad} of {self.rows} rows ({num_bad / self.rows:.1%}) have no usable audio; max_bad_fraction is"
                 f" {max_bad_fraction:.1%}. The first: {' | '.join(self.examples['bad'])}"
+            )
+
+    def refuse_too_many_damaged(self, max_bad_fraction: float, num_shards: int) -> None:
+        """ValueError if more than `max_bad_fraction` of all shards are damaged; how many rows that is nobody knows."""
+        num_damaged = len(self.damaged_shards)
+        if num_damaged > max_bad_fraction * num_shards:
+            raise ValueError(
+                f"{num_damaged} of {num_shards} shards ({num_damaged / num_shards:.1%}) are damaged; max_bad_fraction"
+                f" is {max_bad_fraction:.1%}. The first: {' | '.join(self.examples['damaged'])}"
             )
 
     def refuse_nothing_used(self) -> None:

@@ -85,8 +85,12 @@ class RowSource:
         return self.find_shards()
 
     def rows(self) -> Iterator[Row]:
-        """Streams all rows from the start, in the order of the source."""
+        """Streams all rows from the start, in the order of the source; raises `DamagedShard` where one is."""
         return chain.from_iterable(shard.rows(0) for shard in self.shards)
+
+    def readable_rows(self) -> Iterator[Row]:
+        """The same, but of a damaged shard the rows before the damage."""
+        return chain.from_iterable(shard.readable_rows() for shard in self.shards)
 
 
 def as_sources(value, *, split: str = "train") -> list[Source]:
