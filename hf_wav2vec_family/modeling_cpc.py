@@ -522,6 +522,11 @@ class CPCForPreTraining(CPCPreTrainedModel):
         """One more than the steps to predict."""
         return self.config.num_prediction_steps + 1
 
+    @property
+    def num_clips_needed(self) -> int:
+        """The fewest clips of a batch that negatives can be drawn from."""
+        return 2 if self.config.negative_sampling == "mixed_speaker_excluded" else 1
+
     def freeze_feature_encoder(self):
         """Stops training the convolutions."""
         self.cpc.freeze_feature_encoder()
@@ -650,8 +655,9 @@ class CPCForPreTraining(CPCPreTrainedModel):
             on_host = speaker_ids.device.type == "cpu" and not torch.compiler.is_compiling()
             if on_host and speaker_ids.min() < 0:
                 raise ValueError(f"speaker_ids must not be negative, got {speaker_ids.tolist()}.")
-        if mode == "mixed_speaker_excluded" and batch_size < 2:
-            raise ValueError(f"negative_sampling={mode!r} needs at least 2 clips in a batch, got {batch_size}.")
+        if batch_size < self.num_clips_needed:
+            needed = self.num_clips_needed
+            raise ValueError(f"negative_sampling={mode!r} needs at least {needed} clips in a batch, got {batch_size}.")
         return clips_to_draw_from(mode, batch_size, speaker_ids, device)
 
 

@@ -443,6 +443,14 @@ def test_a_batch_with_nothing_left_is_passed_over_and_the_next_one_handed_out(tm
     assert [batch["index"] for batch in batches] == [0, 1, 3, 4, 5]
 
 
+def test_batches_of_fewer_clips_than_the_objective_needs_are_counted_and_left_out(corpus):
+    batches = pretraining(corpus, min_clips=2, num_epochs=1, batch_seconds=0.45)
+    seen = list(batches)
+    assert min(len(batch["ids"]) for batch in seen) == 2
+    assert batches.report.skipped["alone"] == NUM_CLIPS - len(all_ids(seen)) > 0
+    assert "1 clips in its batch" in batches.report.examples["alone"][0]
+
+
 @pytest.mark.parametrize("with_durations", [True, False])
 def test_too_many_bad_rows_stop_the_iteration_with_their_share_and_names(tmp_path, with_durations):
     corpus = write_corpus(tmp_path / "c", [800] * (NUM_ROWS_TO_JUDGE + 20), with_durations=with_durations)

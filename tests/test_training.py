@@ -712,6 +712,18 @@ def test_clips_too_short_for_the_objective_are_counted_and_left_out(tiny, corpus
     assert summary["data"]["skipped"]["too_short"] > 0
 
 
+def test_batches_of_one_clip_do_not_end_a_run_whose_negatives_come_from_other_clips(tiny, corpus, tmp_path):
+    path = tmp_path / "cpc.yaml"
+    path.write_text("architecture: CPC\nmodel: {negative_sampling: mixed_speaker_excluded}")
+    recipe = shrunk(path, corpus, tmp_path / "others")
+    model = {**recipe.model, "negative_sampling": "mixed_speaker_excluded"}
+    one_clip_at_times = replace(recipe.data, batch_seconds=1.5 * recipe.data.max_seconds, evaluation=str(corpus))
+    optimization = replace(recipe.optimization, num_steps=8)
+    summary = run_stage(pretrain, replace(recipe, model=model, data=one_clip_at_times, optimization=optimization))
+    assert summary["steps"] == 8
+    assert summary["data"]["skipped"]["alone"] > 0
+
+
 def test_a_run_that_goes_on_has_the_options_of_the_optimizer_that_are_asked_for_now(tiny, monkeypatch):
     run_stage(pretrain, tiny())
     seen = []

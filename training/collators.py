@@ -24,13 +24,15 @@ class PretrainingCollator:
     """Waveforms of one length: normalised whole by the feature extractor, as fairseq does; the loader crops them.
 
     `with_speakers` adds a number for each row's `speaker_id`, if all rows of the batch have one. What the loader does
-    to a waveform first is `augmentation`. Of fewer than `min_samples` the objective can make nothing.
+    to a waveform first is `augmentation`. Of fewer than `min_samples`, or of fewer than `min_clips` in a batch, the
+    objective can make nothing.
     """
 
     feature_extractor: Callable
     with_speakers: bool = False
     augmentation: Augmentation | None = None
     min_samples: int = 1
+    min_clips: int = 1
 
     @property
     def sampling_rate(self) -> int:

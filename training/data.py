@@ -54,6 +54,9 @@ class BatchLoader(Dataset):
                 rows.append(planned)
             except UnusableRow as error:
                 skips.append(error.skip)
+        if len(rows) < getattr(self.collator, "min_clips", 1):
+            skips += [Skip("alone", f"{planned.row.id}: {len(rows)} clips in its batch.") for planned in rows]
+            rows = []
         batch = None
         if rows:
             if self.settings.crop:
@@ -175,7 +178,7 @@ class SpeechBatches:
 
     def _count(self, num_rows: int, skips: list[Skip]) -> None:
         for skip in skips:
-            level = logging.INFO if skip.reason in ("too_short", "too_long") else logging.WARNING
+            level = logging.INFO if skip.reason in ("too_short", "too_long", "alone") else logging.WARNING
             logger.log(level, "left out (%s): %s", skip.reason, skip.message)
             if skip.reason in ("bad_text", "too_many_labels") and self.settings.on_bad_text == "error":
                 raise ValueError(skip.message)
@@ -251,6 +254,7 @@ def pretraining_batches(
     min_seconds: float = 2.0,
     max_seconds: float = 15.625,
     min_samples: int = 1,
+    min_clips: int = 1,
     with_speakers: bool = False,
     augmentation: Augmentation | None = None,
     **settings,
@@ -259,14 +263,15 @@ def pretraining_batches(
 
     Every row is normalised by `feature_extractor` as a whole, then all rows of a batch are cropped at random places to
     the shortest of them or `max_seconds`. The defaults are those of wav2vec 2.0 BASE: 32,000 and 250,000 samples.
-    Rows of fewer than `min_samples`, after augmentation, are left out as those below `min_seconds` are.
+    Rows of fewer than `min_samples`, after augmentation, are left out as those below `min_seconds` are, and so are
+    batches of fewer than `min_clips`.
     `with_speakers` adds `speaker_ids` [B], equal for rows whose `speaker_id` is; a batch with a row that has none
     lacks them. `augmentation` changes every row before it is normalised, drawn from (seed, epoch, number of the row);
     with its `past_only`, `clean_input_values` [B, S] are the same crops without it. `settings` are `num_workers` and
     the fields of `BatchSettings`.
     """
     settings |= {"min_seconds": min_seconds, "max_seconds": max_seconds, "crop": True}
-    collator = PretrainingCollator(feature_extractor, with_speakers, augmentation, min_samples)
+    collator = PretrainingCollator(feature_extractor, with_speakers, augmentation, min_samples, min_clips)
     return SpeechBatches(sources=sources, collator=collator, **settings)
 
 

@@ -58,6 +58,11 @@ def samples_needed(model: nn.Module) -> int:
     return getattr(model, "num_samples_needed", None) or min_num_samples(model)
 
 
+def clips_needed(model: nn.Module) -> int:
+    """The fewest clips in a batch that the objective of a model can learn from."""
+    return getattr(model, "num_clips_needed", 1)
+
+
 def refuse_past_only(recipe: Recipe, model: nn.Module):
     """ValueError if a recipe has clean targets for augmented contexts and the model takes none."""
     if recipe.data.augment_past_only and CLEAN not in inspect.signature(type(model).forward).parameters:
@@ -154,6 +159,7 @@ def evaluator(recipe: Recipe, feature_extractor, device: torch.device):
             max_seconds=recipe.data.max_seconds,
             max_bad_fraction=recipe.data.max_bad_fraction,
             min_samples=samples_needed(model),
+            min_clips=clips_needed(model),
             with_speakers=wants_speakers(model),
             num_epochs=1,
         )
@@ -189,6 +195,7 @@ def main(recipe: Recipe) -> dict:
         as_sources(data.train),
         feature_extractor,
         min_samples=samples_needed(model),
+        min_clips=clips_needed(model),
         with_speakers=wants_speakers(model),
         **batch_settings(recipe, rank=accelerator.process_index, world_size=accelerator.num_processes),
     )

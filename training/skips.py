@@ -6,14 +6,15 @@ from itertools import chain
 
 NUM_ROWS_TO_JUDGE = 100  # before so many rows a share of bad ones means nothing
 NUM_EXAMPLES = 5
-SKIP_REASONS = ("bad", "too_short", "too_long", "bad_text", "too_many_labels", "damaged")
+SKIP_REASONS = ("bad", "too_short", "too_long", "bad_text", "too_many_labels", "damaged", "alone")
 
 
 @dataclass(frozen=True)
 class Skip:
     """A row that is left out and counted under `reason`, one of `SKIP_REASONS`; the message names it.
 
-    One that is "damaged" stands for all that is lost of the shard of that number.
+    One that is "damaged" stands for all that is lost of the shard of that number; one that is "alone" has too few
+    others in its batch.
     """
 
     reason: str
