@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .precision import without_autocast
+
 NUM_LANES = 2**16
+MAX_SCORES = 2**25  # 64 MiB in bfloat16
 
 
 def eager(values: Tensor) -> bool:
@@ -56,17 +59,21 @@ class Dropout(nn.Dropout):
         return _Dropout.apply(values, self.p)
 
 
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """softmax(q k^T * scaling + mask): [B, heads, T, d] each -> [B, heads, T, T]; `mask` as in `sdpa`."""
+    scores = (query * scaling) @ key.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.to(scores.dtype)
+    return torch.softmax(scores, dim=-1)
+
+
 class _AttentionWithDropout(torch.autograd.Function):
     """Keeps the weights before dropout and which of them stay; PyTorch keeps those after it, too."""
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, prob: float, scaling: float):
-        with torch.autocast("cpu", enabled=False):
-            scores = (query * scaling) @ key.transpose(-2, -1)
-            if mask is not None:
-                scores = scores.masked_fill_(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-            weights = torch.softmax(scores, dim=-1)
-            del scores
+        with without_autocast(query.device):
+            weights = attention_weights(query, key, mask, scaling)
             kept, scale = draw_kept(weights.shape, prob)
             ctx.save_for_backward(query, key, value, weights, kept)
             ctx.scale, ctx.scaling = scale, scaling
@@ -107,12 +114,21 @@ def sdpa(
 ) -> tuple[Tensor, None]:
     """Transformers' attention "sdpa", but on a CPU with dropout, which PyTorch has no kernel for, the one of here.
 
+    In bfloat16 two products and a softmax, whose scores are rounded as the rest is, take half the time of PyTorch's
+    kernel, which computes in float32, and less in the backward pass; many scores are left to it for its memory's sake.
+
     [B, heads, T, d] each -> [B, T, heads, d] and no weights.
     """
-    if dropout > 0.0 and eager_on_cpu(query):
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        attended = attention_with_dropout(query, key, value, attention_mask, prob=dropout, scaling=scaling)
-        return attended.transpose(1, 2), None
+    # Transformers has no mask for what it takes for causal
+    if eager_on_cpu(query) and (attention_mask is not None or not getattr(module, "is_causal", True)):
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if dropout > 0.0:
+            attended = attention_with_dropout(query, key, value, attention_mask, prob=dropout, scaling=scale)
+            return attended.transpose(1, 2), None
+        num_scores = query.shape[:-1].numel() * key.shape[-2]
+        if query.dtype == torch.bfloat16 and num_scores <= MAX_SCORES:
+            with without_autocast(query.device):
+                return (attention_weights(query, key, attention_mask, scale) @ value).transpose(1, 2), None
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
     return attend(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
 

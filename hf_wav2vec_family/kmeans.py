@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .causal_conv import NORMS
 from .conv import mean_over_valid, valid_frames
 from .precision import without_autocast
-from .quantizers import codebook_perplexity, mean_distribution
+from .quantizers import code_perplexity
 
 
 @dataclass
@@ -101,7 +101,6 @@ class KmeansVectorQuantizer(nn.Module):
         grouped = self.project(hidden_states, lengths)
         codes = self.nearest(grouped)
         projected, chosen = grouped.flatten(-2), self.look_up(codes).to(grouped.dtype)
-        one_hot = F.one_hot(codes, self.num_codevectors).float()
         commitment = mean_over_valid((projected - chosen.detach()).float().square(), valid)
         return KmeansOutput(
             quantized=chosen.detach() + (projected - projected.detach()),
@@ -109,7 +108,7 @@ class KmeansVectorQuantizer(nn.Module):
             projected=projected,
             codebook_loss=mean_over_valid((chosen - projected.detach()).float().square(), valid),
             commitment_loss=self.commitment_weight * commitment,
-            code_perplexity=codebook_perplexity(mean_distribution(one_hot, valid)),
+            code_perplexity=code_perplexity(codes, self.num_codevectors, valid),
         )
 
     @torch.no_grad()

@@ -43,7 +43,7 @@ from .conv import (
     scale_gradient,
     valid_frames,
 )
-from .fast_conv import convolve, convolve_norm_gelu
+from .fast_conv import convolve, convolve_norm_gelu, rows_pay
 from .fused import Dropout, eager, eager_on_cpu, sdpa
 from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
 from .masking import MaskedFrames, masked_frames, max_masked_frames, sample_span_mask, take_frames
@@ -119,7 +119,8 @@ class Wav2Vec2ConvLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
         """[B, C, T] -> [B, C', T']; `lengths` [B] counts the valid frames that come out."""
-        fast = eager(hidden_states) or hidden_states.is_cuda  # a graph for a CPU keeps the plain form
+        # a graph for a CPU keeps the plain form
+        fast = (eager(hidden_states) or hidden_states.is_cuda) and rows_pay(self.conv)
         if self.is_foldable and fast:
             return convolve_norm_gelu(hidden_states, self.conv, self.layer_norm, lengths)
         norm_reads_channels = isinstance(self.layer_norm, ChannelsLayerNorm)

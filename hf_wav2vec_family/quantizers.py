@@ -50,6 +50,23 @@ def mean_distribution(probabilities: Tensor, valid: Tensor | None) -> Tensor:
     return torch.einsum("btgv,bt->gv", probabilities, weight) / weight.sum().clamp(min=1)
 
 
+def code_counts(codes: Tensor, num_codevectors: int, valid: Tensor | None = None) -> Tensor:
+    """How often each entry occurs in `codes` [B, T, G], where `valid` [B, T] is True or everywhere: [G, V] float32."""
+    num_groups = codes.shape[-1]
+    places = codes + num_codevectors * torch.arange(num_groups, device=codes.device)
+    weight = torch.ones_like(codes, dtype=torch.float32)
+    if valid is not None:
+        weight = weight * valid.unsqueeze(-1)
+    counts = torch.zeros(num_groups * num_codevectors, device=codes.device)
+    return counts.index_add_(0, places.flatten(), weight.flatten()).unflatten(0, (num_groups, num_codevectors))
+
+
+def code_perplexity(codes: Tensor, num_codevectors: int, valid: Tensor | None = None) -> Tensor:
+    """`codebook_perplexity` of how often the entries occur in `codes` [B, T, G], where `valid` [B, T] is True."""
+    counts = code_counts(codes, num_codevectors, valid)
+    return codebook_perplexity(counts / counts.sum(dim=-1, keepdim=True).clamp(min=1))
+
+
 @dataclass
 class CodeUsage:
     """How a codebook is used.
@@ -152,12 +169,12 @@ class GumbelVectorQuantizer(nn.Module):
             noisy_logits = logits + sample_gumbel(logits, generator)
             soft_choice = torch.softmax(noisy_logits / temperature, dim=-1)
         codes = noisy_logits.argmax(dim=-1)  # [B, T, G]
-        hard_choice = torch.nn.functional.one_hot(logits.argmax(dim=-1), self.num_codevectors).float()
+        without_noise = codes if soft_choice is None else logits.argmax(dim=-1)
         return QuantizerOutput(
             quantized=self.look_up(codes, soft_choice).to(hidden_states.dtype),
             codes=codes,
             perplexity=codebook_perplexity(mean_distribution(torch.softmax(logits, dim=-1), valid)),
-            code_perplexity=codebook_perplexity(mean_distribution(hard_choice, valid)),
+            code_perplexity=code_perplexity(without_noise, self.num_codevectors, valid),
         )
 
     @torch.no_grad()

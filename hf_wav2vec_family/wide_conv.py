@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .fused import WeightCache, eager_on_cpu
-from .precision import dtype_of
+from .precision import dtype_of, without_autocast
 
 HOP = 8
 
@@ -116,8 +116,8 @@ def convolve_blocks(
 class WideConvolution:
     """A convolution of stride 1 over many taps: on a GPU in blocks, on a CPU through a spectrum if nothing is learned.
 
-    The spectrum is cached, and worth it in float32 for clips at least as long as the convolution is wide: it has to
-    be read whole for the shortest clip.
+    The spectrum is cached, and worth it for clips at least as long as the convolution is wide: it has to be read whole
+    for the shortest clip. Under autocast it stays in float32.
     """
 
     def __init__(self):
@@ -128,12 +128,13 @@ class WideConvolution:
         taps = conv.kernel_size[0]
         if hidden_states.is_cuda and not torch.jit.is_tracing():
             return convolve_blocks(hidden_states, conv.weight, conv.bias, groups=conv.groups, padding=conv.padding[0])
-        gains = taps >= 64 and hidden_states.shape[-1] >= taps and hidden_states.dtype == torch.float32
-        learns = torch.is_grad_enabled()
-        if learns or not gains or not eager_on_cpu(hidden_states) or torch.is_autocast_enabled("cpu"):
+        gains = taps >= 64 and hidden_states.shape[-1] >= taps and conv.weight.dtype == torch.float32
+        if torch.is_grad_enabled() or not gains or not eager_on_cpu(hidden_states):
             return conv(hidden_states)
         # of weight norm the two parts, so that the weight is not put together for every clip
         spectrum = self.spectrum.get(list(conv.parameters()), lambda: convolution_spectrum(conv.weight, conv.groups))
-        return convolve_spectrum(
-            hidden_states, spectrum, conv.bias, taps=taps, groups=conv.groups, padding=conv.padding[0]
-        )
+        with without_autocast(hidden_states.device):
+            made = convolve_spectrum(
+                hidden_states.float(), spectrum, conv.bias, taps=taps, groups=conv.groups, padding=conv.padding[0]
+            )
+        return made.to(dtype_of(conv.bias))

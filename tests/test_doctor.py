@@ -19,13 +19,14 @@ from safetensors.torch import load_file
 
 import training.data
 import training.stalls
+from hf_wav2vec_family.quantizers import code_counts
 from training import doctor, pretrain
 from training.curves import as_series
 from training.doctor_report import draw
 from training.findings import Facts
 from training.recipe import load_recipe
 from training.reference import Reference, measured_reference
-from training.vitals import Vitals, code_counts
+from training.vitals import Vitals
 
 RATE = 16_000
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_wav2vec_family.conv import MaskedGroupNorm, num_frames
 from hf_wav2vec_family.fast_conv import convolve, convolve_norm_gelu
-from hf_wav2vec_family.fused import Dropout, WeightCache, attention_with_dropout, draw_kept
+from hf_wav2vec_family.fused import Dropout, WeightCache, attention_with_dropout, draw_kept, sdpa
 from hf_wav2vec_family.wide_conv import WideConvolution, convolve_blocks
 
 
@@ -67,6 +67,57 @@ def test_attention_with_dropout_equals_the_steps_it_stands_for(masked, monkeypat
     if mask is not None:
         scores = scores.masked_fill(~allowed, float("-inf"))
     assert_equal(found, (torch.softmax(scores, dim=-1) * kept * scale) @ value, (query, key, value))
+
+
+@pytest.mark.parametrize("masked", [None, "bool", "added"])
+@pytest.mark.parametrize("max_scores", [0, 2**20])
+def test_attention_in_bfloat16_equals_that_in_float32_with_its_gradients(masked, max_scores, monkeypatch):
+    monkeypatch.setattr("hf_wav2vec_family.fused.MAX_SCORES", max_scores)
+    asked = []
+    kernel = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: asked.append(1) or kernel(*a, **k))
+    inputs = [torch.randn(2, 3, 11, 4).bfloat16().requires_grad_() for _ in range(3)]
+    allowed = torch.arange(11) < torch.tensor([11, 7])[:, None, None, None]
+    mask = {None: None, "bool": allowed, "added": torch.where(allowed, 0.0, float("-inf")).bfloat16()}[masked]
+    direction = torch.randn(2, 11, 3, 4)
+
+    module = nn.Identity()
+    module.is_causal = False
+
+    def outcome(*inputs, dtype):
+        added = mask.to(dtype) if masked == "added" else mask
+        found, weights = sdpa(module, *(x.to(dtype) for x in inputs), added, scaling=0.5)
+        assert weights is None
+        return [found.float(), *torch.autograd.grad((found.float() * direction).sum(), inputs)]
+
+    expected = outcome(*inputs, dtype=torch.float32)
+    asked.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = outcome(*inputs, dtype=torch.bfloat16)
+    # the products take the place of PyTorch's kernel where there are few enough scores
+    assert len(asked) == (0 if max_scores else 1)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.float(), other.float(), atol=0.03, rtol=0.03)
+
+
+@pytest.mark.parametrize(("dtype", "dropout"), [(torch.bfloat16, 0.0), (torch.float32, 1e-9)])
+def test_a_causal_module_without_a_mask_is_left_to_transformers(dtype, dropout):
+    query, key, value = (torch.randn(2, 3, 11, 4, dtype=dtype) for _ in range(3))
+    found, _ = sdpa(nn.Identity(), query, key, value, None, dropout=dropout)  # causal, if nothing else is said
+    torch.testing.assert_close(found[:, 0], value[:, :, 0], atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("taps", [64, 128])
+def test_a_wide_convolution_under_autocast_is_that_of_float32(taps):
+    conv = nn.Conv1d(12, 12, taps, padding=taps // 2, groups=3).requires_grad_(False)
+    hidden_states = torch.randn(2, 12, 150)
+    expected = conv(hidden_states)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = WideConvolution()(conv, hidden_states)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, atol=1e-2, rtol=1e-2)
+    with torch.no_grad():
+        torch.testing.assert_close(WideConvolution()(conv, hidden_states), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

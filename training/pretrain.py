@@ -13,6 +13,7 @@ from accelerate.utils import broadcast
 from torch import nn
 from tqdm.auto import tqdm
 
+from hf_wav2vec_family.quantizers import code_counts
 from hf_wav2vec_family.speech_recognition_pipeline import min_num_samples
 
 from .collators import CLEAN
@@ -31,7 +32,6 @@ from .recipe import (
 )
 from .sources import as_sources, openable
 from .stage import Stage, StepOutput
-from .vitals import code_counts
 
 INPUTS = ("input_values", "attention_mask", "speaker_ids", CLEAN)
 Compute = Callable[[nn.Module, dict], StepOutput]

@@ -95,13 +95,3 @@ def total_norm(tensors: list[Tensor]) -> Tensor:
     """The 2-norm of all numbers of all tensors together, of sharded ones on all processes."""
     norm = nn.utils.get_total_norm(tensors)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-
-
-def code_counts(codes: Tensor, num_codevectors: int, valid: Tensor | None = None) -> Tensor:
-    """How often each entry occurs in `codes` [B, T, G], where `valid` [B, T] is True or everywhere: [G, V] float32."""
-    frames = codes.flatten(0, 1).t()  # [G, B * T]
-    weight = torch.ones_like(frames, dtype=torch.float32)
-    if valid is not None:
-        weight = weight * valid.flatten()
-    counts = torch.zeros(len(frames), num_codevectors, device=codes.device)
-    return counts.scatter_add_(1, frames, weight)
