@@ -201,6 +201,12 @@ class Wav2LetterConfig(PreTrainedConfig):
             raise ValueError(
                 f"conv_dim and conv_kernel must be at least 1, got {self.conv_dim} and {self.conv_kernel}."
             )
+        if self.num_mel_bins < 1:
+            raise ValueError(f"num_mel_bins must be at least 1, got {self.num_mel_bins}.")
+        if self.front_end == "mfcc" and not 1 <= self.num_cepstra <= self.num_mel_bins:
+            raise ValueError(
+                f"num_cepstra must be from 1 to num_mel_bins = {self.num_mel_bins}, got {self.num_cepstra}."
+            )
         if self.conv_activation == "glu" and any(channels % 2 for channels in self.conv_dim):
             raise ValueError(f"conv_dim must be even for gates, which halve it, got {self.conv_dim}.")
         for name in ("conv_dropout", "final_dropout"):

@@ -318,6 +318,8 @@ def test_the_papers_networks_have_their_sizes():
             {"front_end": "encoder", "encoder_output": WEIGHTED, "encoder_config": {"model_type": "cpc"}},
             r"one width, got \[512\] and 256",
         ),
+        ({"num_mel_bins": 0}, "num_mel_bins must be at least 1, got 0"),
+        ({"front_end": "mfcc", "num_mel_bins": 8}, "num_cepstra must be from 1 to num_mel_bins = 8, got 13"),
         ({"pad_token_id": 0}, "below pad_token_id.* got 0"),
         ({"conv_dim": (8, 8)}, "2 and 7 entries"),
         ({"conv_activation": "glu", "conv_dim": (9,), "conv_kernel": (5,)}, r"even .* got \(9,\)"),
