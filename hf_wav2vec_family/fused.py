@@ -63,7 +63,7 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: 
     """softmax(q k^T * scaling + mask): [B, heads, T, d] each -> [B, heads, T, T]; `mask` as in `sdpa`."""
     scores = (query * scaling) @ key.transpose(-2, -1)
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.to(scores.dtype)
+        scores = scores.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else scores.add_(mask)
     return torch.softmax(scores, dim=-1)
 
 

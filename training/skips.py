@@ -41,7 +41,6 @@ class Report:
     rows: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
-
     damaged_shards: list[int] = field(default_factory=list)
 
     def __post_init__(self):
