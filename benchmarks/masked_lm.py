@@ -47,9 +47,11 @@ def main():
             logits = model(input_ids, attention_mask=attention_mask, places=places).logits
             return F.cross_entropy(logits, labels.flatten()[places])
 
-        model.eval(), theirs.eval()
+        for side in (model, theirs):
+            side.eval()
         equality = differences(peer, ours, list(with_gradients(model.named_parameters()).values()), tolerance=1e-4)
-        model.train(), theirs.train()
+        for side in (model, theirs):
+            side.train()
         measured = compare(peer, ours, options.rounds)
         name = f"BERT of {options.layers} layers, {shape[0]} x 512 codes, {share:.0%} masked"
         cases.append({"case": name, **measured, **equality})

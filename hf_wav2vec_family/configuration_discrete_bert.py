@@ -56,7 +56,7 @@ class DiscreteBertConfig(PreTrainedConfig):
     model_type = "discrete-bert"
     # the name of it in Transformers since 5.24, and before
     sub_configs_defaults: ClassVar = {"vq_wav2vec_config": VQWav2VecConfig, "roberta_config": RobertaConfig}
-    sub_configs: ClassVar = {"vq_wav2vec_config": VQWav2VecConfig, "roberta_config": RobertaConfig}
+    sub_configs: ClassVar = sub_configs_defaults
 
     vq_wav2vec_config: dict | PreTrainedConfig | None = None
     roberta_config: dict | PreTrainedConfig | None = None

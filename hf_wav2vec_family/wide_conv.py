@@ -128,13 +128,14 @@ class WideConvolution:
         taps = conv.kernel_size[0]
         if hidden_states.is_cuda and not torch.jit.is_tracing():
             return convolve_blocks(hidden_states, conv.weight, conv.bias, groups=conv.groups, padding=conv.padding[0])
-        gains = taps >= 64 and hidden_states.shape[-1] >= taps and conv.weight.dtype == torch.float32
+        # of weight norm the two parts, so that the weight is not put together for every clip
+        parts = list(conv.parameters())
+        gains = taps >= 64 and hidden_states.shape[-1] >= taps and parts[0].dtype == torch.float32
         if torch.is_grad_enabled() or not gains or not eager_on_cpu(hidden_states):
             return conv(hidden_states)
-        # of weight norm the two parts, so that the weight is not put together for every clip
-        spectrum = self.spectrum.get(list(conv.parameters()), lambda: convolution_spectrum(conv.weight, conv.groups))
+        spectrum = self.spectrum.get(parts, lambda: convolution_spectrum(conv.weight, conv.groups))
         with without_autocast(hidden_states.device):
             made = convolve_spectrum(
                 hidden_states.float(), spectrum, conv.bias, taps=taps, groups=conv.groups, padding=conv.padding[0]
             )
-        return made.to(dtype_of(conv.bias))
+        return made.to(dtype_of(parts[0]))

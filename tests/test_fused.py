@@ -115,9 +115,10 @@ def test_a_wide_convolution_under_autocast_is_that_of_float32(taps):
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         found = WideConvolution()(conv, hidden_states)
     assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), expected, atol=1e-2, rtol=1e-2)
     with torch.no_grad():
-        torch.testing.assert_close(WideConvolution()(conv, hidden_states), expected, atol=1e-5, rtol=1e-5)
+        in_float32 = WideConvolution()(conv, hidden_states)
+    torch.testing.assert_close(in_float32, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(found, in_float32.bfloat16())
 
 
 @pytest.mark.parametrize(

@@ -14,17 +14,7 @@ from threading import Event, Thread
 
 from .dealing import Position, RankState
 from .durations import duration_seconds_of, rows_in_budget
-from .ordering import (
-    NUM_ROWS_UNSHUFFLED,
-    ROW_BITS,
-    Cursor,
-    Order,
-    Part,
-    Window,
-    parts_of,
-    row_numbers,
-    windows,
-)
+from .ordering import NUM_ROWS_UNSHUFFLED, ROW_BITS, Cursor, Order, Part, Window, parts_of, row_numbers, windows
 from .rows import Row
 from .skips import NUM_ROWS_TO_JUDGE, Report, Skip, UnusableRow
 from .sources import RowSource

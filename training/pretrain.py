@@ -48,19 +48,17 @@ def make_feature_extractor(recipe: Recipe, config) -> transformers.Wav2Vec2Featu
     return transformers.Wav2Vec2FeatureExtractor(do_normalize=expected, return_attention_mask=True)
 
 
-def wants_speakers(model: nn.Module) -> bool:
-    """Whether the objective of a model can tell the speakers of a batch apart."""
-    return "speaker_ids" in inspect.signature(type(model).forward).parameters
+def needs_of(model: nn.Module) -> dict[str, int | bool]:
+    """What the objective of a model asks of batches, as `pretraining_batches` takes it.
 
-
-def samples_needed(model: nn.Module) -> int:
-    """The shortest clip that the objective of a model can learn from, or that gives it a frame."""
-    return getattr(model, "num_samples_needed", None) or min_num_samples(model)
-
-
-def clips_needed(model: nn.Module) -> int:
-    """The fewest clips in a batch that the objective of a model can learn from."""
-    return getattr(model, "num_clips_needed", 1)
+    The shortest clip that it can learn from, or that gives it a frame; the fewest clips of a batch; and speakers, if
+    it can tell them apart.
+    """
+    return {
+        "min_samples": getattr(model, "num_samples_needed", None) or min_num_samples(model),
+        "min_clips": getattr(model, "num_clips_needed", 1),
+        "with_speakers": "speaker_ids" in inspect.signature(type(model).forward).parameters,
+    }
 
 
 def refuse_past_only(recipe: Recipe, model: nn.Module):
@@ -158,9 +156,7 @@ def evaluator(recipe: Recipe, feature_extractor, device: torch.device):
             min_seconds=recipe.data.min_seconds,
             max_seconds=recipe.data.max_seconds,
             max_bad_fraction=recipe.data.max_bad_fraction,
-            min_samples=samples_needed(model),
-            min_clips=clips_needed(model),
-            with_speakers=wants_speakers(model),
+            **needs_of(model),
             num_epochs=1,
         )
         return averages(model, batches, compute, seed=recipe.run.seed, device=device)
@@ -194,9 +190,7 @@ def main(recipe: Recipe) -> dict:
     batches = pretraining_batches(
         as_sources(data.train),
         feature_extractor,
-        min_samples=samples_needed(model),
-        min_clips=clips_needed(model),
-        with_speakers=wants_speakers(model),
+        **needs_of(model),
         **batch_settings(recipe, rank=accelerator.process_index, world_size=accelerator.num_processes),
     )
 
