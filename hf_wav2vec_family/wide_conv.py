@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .fused import WeightCache, eager_on_cpu
-from .precision import dtype_of, without_autocast
+from .precision import dtype_of
 
 HOP = 8
 
@@ -134,8 +134,8 @@ class WideConvolution:
         if torch.is_grad_enabled() or not gains or not eager_on_cpu(hidden_states):
             return conv(hidden_states)
         spectrum = self.spectrum.get(parts, lambda: convolution_spectrum(conv.weight, conv.groups))
-        with without_autocast(hidden_states.device):
-            made = convolve_spectrum(
-                hidden_states.float(), spectrum, conv.bias, taps=taps, groups=conv.groups, padding=conv.padding[0]
-            )
+        # autocast leaves complex numbers alone
+        made = convolve_spectrum(
+            hidden_states.float(), spectrum, conv.bias, taps=taps, groups=conv.groups, padding=conv.padding[0]
+        )
         return made.to(dtype_of(parts[0]))

@@ -183,6 +183,7 @@ def test_codes_under_a_network_in_half_precision_are_those_of_float32(tmp_path, 
     expected = model.wav2letter.front_end.encoder.quantize(waveform.float())
     for halved in (family.Wav2LetterForCTC.from_pretrained(tmp_path, dtype=dtype), model.to(dtype)):
         assert halved.lm_head.weight.dtype == dtype
+        assert halved.wav2letter.front_end.encoder.vq_wav2vec.dtype == torch.float32
         assert torch.equal(halved.wav2letter.front_end.encoder.quantize(waveform), expected)
 
 
