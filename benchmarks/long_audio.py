@@ -3,8 +3,8 @@
 python -m benchmarks.long_audio runs/mine/model /my/corpus --split dev --minutes 1 10 60 --whole-minutes 10
 
 Recordings are the clips of a corpus one after another, over and over. Each is timed in a process of its own, whose
-largest memory is printed; the peer is the same model that hears all of a recording at once. What it says differs where
-it has norms over time, whose statistics are then those of the whole.
+largest memory is printed; the peer is the same model that hears all of a recording at once. What it says differs by
+what attention does not reach, and with --norm-statistics chunk by the norms over time.
 """
 
 import argparse
@@ -48,9 +48,9 @@ def write_recording(path: Path, source: Source, minutes: float):
             file.write(read_audio(row.audio, RATE)[:left])
 
 
-def run(model: str, recording: Path, chunk_seconds: float | None) -> Timing:
+def run(model: str, recording: Path, chunk_seconds: float | None, norm_statistics: str | None) -> Timing:
     """Words and letters of a recording, as the model hears them."""
-    aligner = Aligner.from_pretrained(model, chunk_seconds=chunk_seconds)
+    aligner = Aligner.from_pretrained(model, chunk_seconds=chunk_seconds, norm_statistics=norm_statistics)
     aligner(np.zeros(2 * RATE, dtype=np.float32))
     before, began = _peak_mib(), time.perf_counter()
     alignment = aligner(recording)
@@ -86,6 +86,7 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--minutes", type=float, nargs="+", default=[1, 10, 60])
     parser.add_argument("--whole-minutes", type=float, help="hear a recording of this length at once, too")
     parser.add_argument("--chunk-seconds", type=float, default=30.0)
+    parser.add_argument("--norm-statistics", choices=["recording", "chunk"], help="as the model has them unless told")
     parser.add_argument("--folder", type=Path, default=Path("runs/long_audio"), help="for the recordings")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,7 @@ def main(arguments: list[str] | None = None):
     for minutes, chunk in tqdm(dict.fromkeys(wanted)):
         recording = options.folder / f"{minutes:g}.wav"
         write_recording(recording, source, minutes)
-        timing = found[minutes, chunk] = in_own_process(options.model, recording, chunk)
+        timing = found[minutes, chunk] = in_own_process(options.model, recording, chunk, options.norm_statistics)
         speed = 60 * minutes / timing.seconds
         beyond = timing.peak_mib - timing.before_mib
         title = "whole" if chunk is None else f"{chunk:g} s"

@@ -122,13 +122,21 @@ class MaskedGroupNorm(nn.GroupNorm):
 
     `nn.GroupNorm` averages over all frames, so that the zeros a batch is padded with change every output: a clip then
     has other features beside a longer clip than alone. Here a padded row gives what it would give by itself.
+
+    Attributes:
+        statistics: [1, groups, 2], mean and reciprocal deviation that stand for those of the frames, where these are
+            a part of a recording (norm_statistics.py).
     """
+
+    statistics: Tensor | None = None
 
     def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
         """[B, C, T] -> [B, C, T]; `lengths` [B] counts the valid frames of each row, None means all of them.
 
         Statistics are taken in float32 whatever the input. Padded frames come back as 0.
         """
+        if self.statistics is not None:
+            return self._norm_by(self.statistics, hidden_states, lengths)
         if lengths is None:
             return self._norm(hidden_states)
         if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -156,13 +164,22 @@ class MaskedGroupNorm(nn.GroupNorm):
         mean = grouped.sum(dim=-1, keepdim=True) / count
         centred = torch.where(valid, kept - _per_channel(mean, channels), 0.0)
         variance = centred.reshape(grouped.shape).square().sum(dim=-1, keepdim=True) / count
-        scale = _per_channel(torch.rsqrt(variance + self.eps), channels)
-        if self.weight is not None:
-            scale = scale * self.weight[:, None]
-        normed = centred * scale
-        if self.bias is not None:
-            normed = torch.where(valid, normed + self.bias[:, None], 0.0)
+        normed = self._scale(centred, torch.rsqrt(variance + self.eps))
+        return torch.where(valid, normed, 0.0).to(hidden_states.dtype)
+
+    def _norm_by(self, statistics: Tensor, hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
+        mean, deviation = statistics[..., :1], statistics[..., 1:]
+        normed = self._scale(hidden_states.float() - _per_channel(mean, hidden_states.shape[1]), deviation)
+        if lengths is not None:
+            normed = torch.where(valid_frames(lengths, hidden_states.shape[-1])[:, None], normed, 0.0)
         return normed.to(hidden_states.dtype)
+
+    def _scale(self, centred: Tensor, deviation: Tensor) -> Tensor:
+        """Frames [B, C, T] without their mean, by the reciprocal deviation [B, groups, 1], weight and bias."""
+        scale = _per_channel(deviation, centred.shape[1])
+        if self.weight is None:
+            return centred * scale
+        return centred * (scale * self.weight[:, None]) + self.bias[:, None]
 
 
 def _per_channel(group_values: Tensor, channels: int) -> Tensor:

@@ -121,7 +121,7 @@ class Wav2Vec2ConvLayer(GradientCheckpointingLayer):
         """[B, C, T] -> [B, C', T']; `lengths` [B] counts the valid frames that come out."""
         # a graph for a CPU keeps the plain form
         fast = (eager(hidden_states) or hidden_states.is_cuda) and rows_pay(self.conv)
-        if self.is_foldable and fast:
+        if self.is_foldable and fast and self.layer_norm.statistics is None:
             return convolve_norm_gelu(hidden_states, self.conv, self.layer_norm, lengths)
         norm_reads_channels = isinstance(self.layer_norm, ChannelsLayerNorm)
         hidden_states = convolve(self.conv, hidden_states) if norm_reads_channels or fast else self.conv(hidden_states)

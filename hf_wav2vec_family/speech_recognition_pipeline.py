@@ -6,6 +6,7 @@ Shapes: S samples of a waveform.
 """
 
 import bisect
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutomaticSpeechRecognitionPipeline, PreTrainedModel
-from transformers.pipelines.automatic_speech_recognition import chunk_iter
 
 from .audio_reading import Recording, read_audio, resample
 from .conv import frame_centers
+from .norm_statistics import NormStatistics, check_norm_statistics, fixed_norms, measure_norms
+from .windows import NormalizedWaveform, windows_of
 
 # More than a handful of channels is an array whose axes mean something else.
 MAX_NUM_CHANNELS = 8
@@ -42,48 +44,95 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
 
     or a list or generator of these. Channels are averaged. `chunk_length_s`, `stride_length_s`, `batch_size`,
     `return_timestamps` ("char", "word") and the result are the parent's; with `chunk_length_s` files are read chunk by
-    chunk, so that memory doesn't grow with them.
+    chunk, so that memory doesn't grow with them. What is normalised over time is so over all of the input then, as it
+    is without chunks: the waveform, and what norms over time hear. `norm_statistics="chunk"` leaves those to each
+    chunk; so does None, the default, for models with more than one of them (`measure_norms`).
 
     Raises:
-        ValueError: no audio in the input, a shape or type not listed here, values that are NaN or infinite, or fewer
-            samples than one frame of the model needs (in the last chunk too).
+        ValueError: no audio in the input, a shape or type not listed here, values that are NaN or infinite, fewer
+            samples than one frame of the model needs, or another `norm_statistics`.
     """
 
-    def preprocess(self, inputs: Any, chunk_length_s: float = 0, stride_length_s=None) -> Iterator[dict[str, Any]]:
+    def _sanitize_parameters(self, norm_statistics: NormStatistics | None = None, **kwargs):
+        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
+        if norm_statistics is not None:
+            preprocess["norm_statistics"] = check_norm_statistics(norm_statistics, self.model)
+        return preprocess, forward, postprocess
+
+    def preprocess(
+        self,
+        inputs: Any,
+        chunk_length_s: float = 0,
+        stride_length_s: float | tuple[float, float] | None = None,
+        norm_statistics: NormStatistics | None = None,
+    ) -> Iterator[dict[str, Any]]:
         is_url = isinstance(inputs, str) and inputs.startswith(("http://", "https://"))
         if not is_url:
-            inputs = self._read(inputs, Recording if chunk_length_s else read_audio)
-        in_chunks = not is_url and isinstance(inputs["raw"], Recording)
-        items = self._chunks if in_chunks else super().preprocess
-        for item in items(inputs, chunk_length_s=chunk_length_s, stride_length_s=stride_length_s):
-            if "stride" in item and item["stride"][0] < self.min_num_samples:
-                raise ValueError(
-                    f"chunk_length_s={chunk_length_s} and stride_length_s={stride_length_s} leave {item['stride'][0]}"
-                    f" samples for a chunk, the model needs at least {self.min_num_samples}: choose longer ones."
-                )
-            yield item
+            inputs = self._read(inputs, Recording if chunk_length_s and self._two_centers is not None else read_audio)
+        if chunk_length_s and not is_url and self._two_centers is not None:
+            yield from self._chunks(inputs, chunk_length_s, stride_length_s, norm_statistics)
+        else:
+            yield from super().preprocess(inputs, chunk_length_s=chunk_length_s, stride_length_s=stride_length_s)
 
-    def _chunks(self, inputs: dict[str, Any], chunk_length_s: float, stride_length_s=None) -> Iterator[dict[str, Any]]:
-        """What the parent makes of a waveform, of a `Recording`, which it would not take."""
-        recording = inputs.pop("raw")
-        others = {key: value for key, value in inputs.items() if key not in ("sampling_rate", "stride")}
+    def _chunks(
+        self,
+        inputs: dict[str, Any],
+        chunk_length_s: float,
+        stride_length_s: float | tuple[float, float] | None,
+        norm_statistics: NormStatistics | None,
+    ) -> Iterator[dict[str, Any]]:
+        """Of a waveform or a `Recording` what the parent makes of a waveform, normalised as one."""
+        others = {key: value for key, value in inputs.items() if key not in ("raw", "sampling_rate", "stride")}
         if stride_length_s is None:
             stride_length_s = chunk_length_s / 6
         if isinstance(stride_length_s, int | float):
             stride_length_s = (stride_length_s, stride_length_s)
-        frames_per_second = recording.sampling_rate / self._align_to
-        length, left, right = (
-            round(seconds * frames_per_second) * self._align_to for seconds in (chunk_length_s, *stride_length_s)
-        )
+        frames_per_second = self.feature_extractor.sampling_rate / self._align_to
+        length, left, right = (round(seconds * frames_per_second) for seconds in (chunk_length_s, *stride_length_s))
         if length <= left + right:
             raise ValueError(
                 f"chunk_length_s={chunk_length_s} leaves nothing between the strides on its sides,"
                 f" stride_length_s={stride_length_s}."
             )
-        for item in chunk_iter(recording, self.feature_extractor, length, left, right, self.dtype):
-            yield {**item, **others}
+        options = {"hop": self._align_to, "needed": self.min_num_samples}
+        total = int(self.model._get_feat_extract_output_lengths(len(inputs["raw"])))
+        windows = windows_of(total, length=length, left=left, right=right, **options)
+        extractor = copy.copy(self.feature_extractor)
+        waveform = NormalizedWaveform(inputs["raw"], extractor.do_normalize)
+        extractor.do_normalize = False
+        if check_norm_statistics(norm_statistics, self.model) == "recording":
+            if torch.utils.data.get_worker_info() is not None:
+                raise ValueError('num_workers must be 0 with norm_statistics="recording": they ask the model.')
+            measured = measure_norms(self.model, self.model, waveform, windows, **options)
+            others["norm_statistics"] = measured.cpu()
+        for window in windows:
+            samples = waveform[window.start : window.stop]
+            heard = extractor(
+                samples, sampling_rate=inputs["sampling_rate"], return_tensors="pt", return_attention_mask=True
+            ).to(dtype=self.dtype)
+            # of as many samples as the parent finds the frames back with
+            sides = (window.num_frames, window.begin, window.num_frames - window.end)
+            stride = tuple(frames * self._align_to for frames in sides)
+            yield {"is_last": window is windows[-1], "stride": stride, **heard, **others}
 
     def _forward(self, model_inputs: dict[str, Any], **kwargs) -> dict[str, Any]:
+        """Chunks of one recording together; those of several one by one, since each has statistics of its own."""
+        statistics = model_inputs.pop("norm_statistics", None)
+        if statistics is None or (statistics == statistics[:1]).all():
+            with fixed_norms(self.model, None if statistics is None else statistics[:1]):
+                return self._hear(model_inputs, **kwargs)
+        rows = []
+        for i in range(len(statistics)):
+            with fixed_norms(self.model, statistics[i : i + 1]):
+                rows.append(self._hear({name: value[i : i + 1] for name, value in model_inputs.items()}, **kwargs))
+        return {
+            name: torch.cat([row[name] for row in rows])
+            if isinstance(rows[0][name], torch.Tensor)
+            else [value for row in rows for value in row[name]]
+            for name in rows[0]
+        }
+
+    def _hear(self, model_inputs: dict[str, Any], **kwargs) -> dict[str, Any]:
         attention_mask = model_inputs.get("attention_mask")
         outputs = super()._forward(model_inputs, **kwargs)
         if self.type == "ctc" and attention_mask is not None:
@@ -104,13 +153,26 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
         return result
 
     @cached_property
+    def _two_centers(self) -> tuple[float, float] | None:
+        """The samples in the middle of what the first two frames see, if the model tells."""
+        centers = frame_centers_of(self.model, 2) if self.type == "ctc" else None
+        return None if centers is None else tuple(centers.tolist())
+
+    @property
+    def _align_to(self) -> int:
+        """Samples from a frame to the next, an adapter's strides among them, which the parent leaves out."""
+        if self._two_centers is None:
+            return super()._align_to
+        first, second = self._two_centers
+        return round(second - first)
+
+    @property
     def delay_seconds(self) -> float:
         """How much later a frame is than its number times the hop; 0 where the model doesn't tell where frames are."""
-        centers = frame_centers_of(self.model, 2)
-        if centers is None:
+        if self._two_centers is None:
             return 0.0
-        first, second = centers.tolist()
-        return (first - (second - first) / 2) / self.feature_extractor.sampling_rate
+        first, _ = self._two_centers
+        return (first - self._align_to / 2) / self.feature_extractor.sampling_rate
 
     @cached_property
     def min_num_samples(self) -> int:

@@ -40,6 +40,11 @@ def add_command(subcommands: "argparse._SubParsersAction"):
     parser.add_argument("--format", choices=["json", "textgrid", "both"], default="both", help="of the files")
     parser.add_argument("--chunk-seconds", type=float, default=30.0, help="how much the model hears at once")
     parser.add_argument("--context-seconds", type=float, default=5.0, help="how much of it only helps on either side")
+    parser.add_argument(
+        "--norm-statistics",
+        choices=["recording", "chunk"],
+        help="what norms over time take their mean and variance of; of the recording where the model has one of them",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.set_defaults(run=run)
 
@@ -56,6 +61,7 @@ def run(options: argparse.Namespace):
         device=options.device,
         chunk_seconds=options.chunk_seconds,
         context_seconds=options.context_seconds,
+        norm_statistics=options.norm_statistics,
     )
     text_case = options.text_case or letter_case(aligner.processor.tokenizer)
     for audio, text in recordings:

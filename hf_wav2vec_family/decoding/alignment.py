@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCTC, AutoProcessor, PreTrainedModel, PreTrainedTokenizer, ProcessorMixin
 
 from ..audio_reading import Recording
+from ..norm_statistics import NormStatistics, check_norm_statistics
 from ..viterbi import align_ctc, align_targets, best_paths
 from .emissions import Emissions, emissions_of
 from .pipeline import own_class
@@ -65,7 +66,7 @@ class Aligner:
 
     Args:
         model, processor: as `AutoModelForCTC` and `AutoProcessor` load them.
-        chunk_seconds, context_seconds: as in `emissions_of`.
+        chunk_seconds, context_seconds, norm_statistics: as in `emissions_of`.
     """
 
     def __init__(
@@ -75,12 +76,17 @@ class Aligner:
         *,
         chunk_seconds: float | None = 30.0,
         context_seconds: float = 5.0,
+        norm_statistics: NormStatistics | None = None,
     ):
         self.model, self.processor = model.eval(), processor
-        self.chunking = {"chunk_seconds": chunk_seconds, "context_seconds": context_seconds}
+        self.chunking = {
+            "chunk_seconds": chunk_seconds,
+            "context_seconds": context_seconds,
+            "norm_statistics": check_norm_statistics(norm_statistics, model),
+        }
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, device: str = "cpu", **chunking: float | None) -> "Aligner":
+    def from_pretrained(cls, folder: str | Path, *, device: str = "cpu", **chunking: float | str | None) -> "Aligner":
         """Of a folder or a repository of the Hub; `chunking` as above."""
         model = (own_class(folder) or AutoModelForCTC).from_pretrained(folder).to(device)
         return cls(model, AutoProcessor.from_pretrained(folder), **chunking)

@@ -12,7 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, SequenceFeatureExtractor
 
 from ..audio_reading import Recording
+from ..norm_statistics import NormStatistics, check_norm_statistics, fixed_norms, measure_norms
 from ..speech_recognition_pipeline import frame_centers_of, min_num_samples
+from ..windows import NormalizedWaveform, windows_of
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,14 @@ def hear_in_chunks(
     *,
     chunk_seconds: float | None = 30.0,
     context_seconds: float = 5.0,
+    norm_statistics: NormStatistics | None = None,
     watch: Callable[[float], None] | None = None,
 ) -> Frames:
     """What `hear` makes of the frames of `waveform` [S], a chunk [1, S'] -> [1, T', ...] at a time.
 
     Args:
         model: in eval mode; its convolutions say where frames are.
-        chunk_seconds, context_seconds, watch: as in `emissions_of`.
+        chunk_seconds, context_seconds, norm_statistics, watch: as in `emissions_of`.
 
     Raises:
         ValueError: as `emissions_of` says.
@@ -61,37 +64,29 @@ def hear_in_chunks(
     hop = round(second - first)
     total = int(model._get_feat_extract_output_lengths(len(waveform)))
     context = 0 if chunk_seconds is None else round(context_seconds * sampling_rate / hop)
-    step = total if chunk_seconds is None else round(chunk_seconds * sampling_rate / hop) - 2 * context
-    if step < 1 or context < 0:
+    length = total if chunk_seconds is None else round(chunk_seconds * sampling_rate / hop)
+    if length <= 2 * context or context < 0:
         raise ValueError(
             f"chunk_seconds={chunk_seconds} leaves no frame between twice context_seconds={context_seconds}."
         )
 
-    mean, scale = _normalization(waveform, feature_extractor)
+    windows = windows_of(total, length=length, left=context, right=context, hop=hop, needed=needed)
+    prepared = NormalizedWaveform(waveform, feature_extractor.do_normalize)
+    choice, statistics = check_norm_statistics(norm_statistics, model), None
+    if len(windows) > 1 and choice == "recording":
+        statistics = measure_norms(hear, model, prepared, windows, hop=hop, needed=needed)
+
     table: Tensor | None = None
-    for begin in range(0, total, step):
-        end = min(begin + step, total)
-        heard = max(begin - context, 0)
-        # the last chunk hears the end, whatever is left of a frame there
-        until = None if end + context >= total else (end + context - 1) * hop + needed
-        chunk = (torch.from_numpy(waveform[heard * hop : until]) - mean) * scale
-        frames = hear(chunk.to(model.device, model.dtype).unsqueeze(0))[0]
+    done = 0
+    for window in windows:
+        chunk = torch.from_numpy(prepared[window.start : window.stop])
+        with fixed_norms(model, statistics):
+            frames = hear(chunk.to(model.device, model.dtype).unsqueeze(0))[0]
         if table is None:  # all of it at once, since to put parts together takes twice the memory
             table = torch.empty(total, *frames.shape[1:], dtype=frames.dtype)
-        table[begin:end] = frames[begin - heard : end - heard]
+        own = frames[window.begin : window.end]
+        table[done : done + len(own)] = own
+        done += len(own)
         if watch is not None:
-            watch(end / total)
+            watch(done / total)
     return Frames(table, first_seconds=first / sampling_rate, hop_seconds=hop / sampling_rate)
-
-
-def _normalization(
-    waveform: np.ndarray | Recording, feature_extractor: SequenceFeatureExtractor
-) -> tuple[float, float]:
-    """Mean and factor that make of a waveform [S] what its feature extractor would, without a copy of all of it."""
-    if not feature_extractor.do_normalize:
-        return 0.0, 1.0
-    if isinstance(waveform, Recording):
-        mean, variance = waveform.mean, waveform.variance
-    else:
-        variance, mean = (value.item() for value in torch.var_mean(torch.from_numpy(waveform), correction=0))
-    return mean, (variance + 1e-7) ** -0.5

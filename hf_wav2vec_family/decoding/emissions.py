@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, SequenceFeatureExtractor
 from transformers.utils import ModelOutput
 
 from ..audio_reading import Recording
+from ..norm_statistics import NormStatistics
 from .chunks import hear_in_chunks
 
 
@@ -46,6 +47,7 @@ def emissions_of(
     *,
     chunk_seconds: float | None = 30.0,
     context_seconds: float = 5.0,
+    norm_statistics: NormStatistics | None = None,
     watch: Callable[[float], None] | None = None,
 ) -> Emissions:
     """What a CTC or ASG model in eval mode says about `waveform` [S] at its sampling rate.
@@ -54,11 +56,15 @@ def emissions_of(
         chunk_seconds: how much the model hears at once, so that memory doesn't grow with the recording; None for all
             of it. A chunk begins where a frame begins, so that its frames are those of the whole recording.
         context_seconds: how much of it on either side lends its frames to no one: they are its neighbour's.
+        norm_statistics: what norms over time take their mean and variance of. "recording": all of it, so that chunks
+            are heard as the whole is; measured first, by one more pass for each of these norms, which ends at it.
+            "chunk": each by itself. None: "recording" for models with one such norm, as wav2vec 2.0 BASE, whose first
+            layer takes little time; "chunk" for wav2vec and vq-wav2vec, which have one after each convolution.
         watch: is told after each chunk which share of the recording has been heard.
 
     Raises:
-        ValueError: fewer samples than a frame needs, chunks with no frame between the contexts, or a model whose
-            frames have no known place in the waveform.
+        ValueError: fewer samples than a frame needs, chunks with no frame between the contexts, another
+            `norm_statistics`, or a model whose frames have no known place in the waveform.
     """
     transitions = transitions_of(model)
 
@@ -73,6 +79,7 @@ def emissions_of(
         waveform,
         chunk_seconds=chunk_seconds,
         context_seconds=context_seconds,
+        norm_statistics=norm_statistics,
         watch=watch,
     )
     return Emissions(

@@ -40,8 +40,8 @@ class BeamSearchPipeline(SpeechRecognitionPipeline):
             raise ValueError(f"decoder: a {type(model).__name__} writes its own text; only CTC and ASG take one.")
         self.beam_search = decoder_of(model, self.tokenizer, decoder) if self.type == "ctc" else None
 
-    def _forward(self, model_inputs: dict[str, Any], **kwargs) -> dict[str, Any]:
-        return super()._forward(model_inputs, **kwargs) if self.beam_search is None else self._emissions(model_inputs)
+    def _hear(self, model_inputs: dict[str, Any], **kwargs) -> dict[str, Any]:
+        return super()._hear(model_inputs, **kwargs) if self.beam_search is None else self._emissions(model_inputs)
 
     def _emissions(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
         """What the beam search reads of each chunk, and how many of its frames count."""
