@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .conv import MaskedGroupNorm
+from .frame_places import FramePlaces
 from .windows import NormalizedWaveform, Window
 
 NormStatistics = Literal["recording", "chunk"]
@@ -48,9 +49,7 @@ def measure_norms(
     model: nn.Module,
     waveform: NormalizedWaveform,
     windows: Sequence[Window],
-    *,
-    hop: int,
-    needed: int,
+    places: FramePlaces,
 ) -> Tensor:
     """[1, N, 2]: mean and reciprocal deviation of each group of each norm over time of `model`, over a recording.
 
@@ -59,16 +58,14 @@ def measure_norms(
     Args:
         hear: runs the model in eval mode on a waveform [1, S].
         windows: of the recording; every frame is one of theirs.
-        hop: samples from a frame to the next.
-        needed: the fewest samples of a frame.
     """
     norms = norms_over_time(model)
     first = next(model.parameters())
     # what leaves all as it is; a norm of which no pass hears keeps it
     found = torch.tensor([0.0, 1.0], device=first.device).repeat(1, sum(norm.num_groups for norm in norms), 1)
-    places = dict(zip(norms, _parts(found, norms), strict=True))
-    samples = torch.zeros(1, needed + hop, device=first.device, dtype=first.dtype)
-    for norm, rate in _in_order(hear, model, samples, found, hop):
+    parts = dict(zip(norms, _parts(found, norms), strict=True))
+    samples = torch.zeros(1, places.needed + places.hop, device=first.device, dtype=first.dtype)
+    for norm, rate in _in_order(hear, model, samples, found, places.hop):
         moments = _Moments()
         for window in windows:
             chunk = torch.from_numpy(waveform[window.start : window.stop]).to(first.device, first.dtype)
@@ -76,7 +73,7 @@ def measure_norms(
                 frames = _heard_by(norm, hear, chunk.unsqueeze(0))
             end = None if window.stop is None else window.end * rate
             moments.add(frames[0, :, window.begin * rate : end].float().reshape(norm.num_groups, -1))
-        places[norm].copy_(moments.statistics(norm.eps))
+        parts[norm].copy_(moments.statistics(norm.eps))
     return found
 
 

@@ -5,7 +5,6 @@ Folders of CTC models carry it along, so that `pipeline("automatic-speech-recogn
 Shapes: S samples of a waveform.
 """
 
-import bisect
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -15,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutomaticSpeechRecognitionPipeline, PreTrainedModel
+from transformers import AutomaticSpeechRecognitionPipeline
 
 from .audio_reading import Recording, read_audio, resample
-from .conv import frame_centers
+from .frame_places import FramePlaces, blank_padding, min_num_samples
 from .norm_statistics import NormStatistics, check_norm_statistics, fixed_norms, measure_norms
 from .windows import NormalizedWaveform, windows_of
 
@@ -68,8 +67,8 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
     ) -> Iterator[dict[str, Any]]:
         is_url = isinstance(inputs, str) and inputs.startswith(("http://", "https://"))
         if not is_url:
-            inputs = self._read(inputs, Recording if chunk_length_s and self._two_centers is not None else read_audio)
-        if chunk_length_s and not is_url and self._two_centers is not None:
+            inputs = self._read(inputs, Recording if chunk_length_s and self.places is not None else read_audio)
+        if chunk_length_s and not is_url and self.places is not None:
             yield from self._chunks(inputs, chunk_length_s, stride_length_s, norm_statistics)
         else:
             yield from super().preprocess(inputs, chunk_length_s=chunk_length_s, stride_length_s=stride_length_s)
@@ -89,21 +88,20 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
             stride_length_s = (stride_length_s, stride_length_s)
         frames_per_second = self.feature_extractor.sampling_rate / self._align_to
         length, left, right = (round(seconds * frames_per_second) for seconds in (chunk_length_s, *stride_length_s))
-        if length <= left + right:
+        if length <= left + right or min(left, right) < 0:
             raise ValueError(
                 f"chunk_length_s={chunk_length_s} leaves nothing between the strides on its sides,"
                 f" stride_length_s={stride_length_s}."
             )
-        options = {"hop": self._align_to, "needed": self.min_num_samples}
         total = int(self.model._get_feat_extract_output_lengths(len(inputs["raw"])))
-        windows = windows_of(total, length=length, left=left, right=right, **options)
+        windows = windows_of(self.places, total, length=length, left=left, right=right)
         extractor = copy.copy(self.feature_extractor)
         waveform = NormalizedWaveform(inputs["raw"], extractor.do_normalize)
         extractor.do_normalize = False
         if check_norm_statistics(norm_statistics, self.model) == "recording":
             if torch.utils.data.get_worker_info() is not None:
                 raise ValueError('num_workers must be 0 with norm_statistics="recording": they ask the model.')
-            measured = measure_norms(self.model, self.model, waveform, windows, **options)
+            measured = measure_norms(self.model, self.model, waveform, windows, self.places)
             others["norm_statistics"] = measured.cpu()
         for window in windows:
             samples = waveform[window.start : window.stop]
@@ -153,26 +151,21 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
         return result
 
     @cached_property
-    def _two_centers(self) -> tuple[float, float] | None:
-        """The samples in the middle of what the first two frames see, if the model tells."""
-        centers = frame_centers_of(self.model, 2) if self.type == "ctc" else None
-        return None if centers is None else tuple(centers.tolist())
+    def places(self) -> FramePlaces | None:
+        """Where the frames of the model are, if it tells."""
+        return FramePlaces.of(self.model) if self.type == "ctc" else None
 
     @property
     def _align_to(self) -> int:
         """Samples from a frame to the next, an adapter's strides among them, which the parent leaves out."""
-        if self._two_centers is None:
-            return super()._align_to
-        first, second = self._two_centers
-        return round(second - first)
+        return super()._align_to if self.places is None else self.places.hop
 
     @property
     def delay_seconds(self) -> float:
         """How much later a frame is than its number times the hop; 0 where the model doesn't tell where frames are."""
-        if self._two_centers is None:
+        if self.places is None:
             return 0.0
-        first, _ = self._two_centers
-        return (first - self._align_to / 2) / self.feature_extractor.sampling_rate
+        return (self.places.first - self.places.hop / 2) / self.feature_extractor.sampling_rate
 
     @cached_property
     def min_num_samples(self) -> int:
@@ -230,38 +223,6 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
                 f"{name} has {len(waveform)} samples at {sampling_rate} Hz,"
                 f" the model needs at least {min_num_samples} of them."
             )
-
-
-def min_num_samples(model: PreTrainedModel) -> int:
-    """The fewest samples that give the model a frame; 1 where the model doesn't tell."""
-    num_frames = getattr(model, "_get_feat_extract_output_lengths", None)
-    if num_frames is None or model.main_input_name != "input_values":
-        return 1
-    candidates = range(1, 1_000_000)
-    # More samples never give fewer frames, so bisection finds the first number of them that gives one.
-    return candidates[bisect.bisect_left(candidates, 1, key=lambda n: int(num_frames(torch.tensor([n]))))]
-
-
-def frame_centers_of(model: PreTrainedModel, total: int) -> torch.Tensor | None:
-    """[total] float64, the sample in the middle of what each frame sees, of models of this package and of others on
-    strided convolutions; None where the model doesn't tell."""
-    if hasattr(model, "frame_centers"):
-        return model.frame_centers(total)
-    kernel, stride = (getattr(model.config, name, None) for name in ("conv_kernel", "conv_stride"))
-    if kernel is None or getattr(model.config, "add_adapter", False):
-        return None
-    return frame_centers(total, kernel, stride)
-
-
-def blank_padding(
-    tokens: torch.Tensor, attention_mask: torch.Tensor, model: PreTrainedModel, blank: int
-) -> torch.Tensor:
-    """Best symbols [B, T] with the blank at every frame of padding, which the model never learned to be silent at."""
-    if not hasattr(model, "_get_feat_extract_output_lengths"):
-        return tokens
-    lengths = model._get_feat_extract_output_lengths((attention_mask != 0).sum(dim=-1))
-    padding = torch.arange(tokens.shape[1], device=tokens.device) >= lengths.to(tokens.device)[:, None]
-    return tokens.masked_fill(padding, blank)
 
 
 def _as_mono(waveform: np.ndarray | torch.Tensor, name: str) -> np.ndarray:

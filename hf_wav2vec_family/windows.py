@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from .audio_reading import Recording
+from .frame_places import FramePlaces
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,11 @@ class Window:
     end: int
 
 
-def windows_of(total: int, *, length: int, left: int, right: int, hop: int, needed: int) -> list[Window]:
+def windows_of(places: FramePlaces, total: int, *, length: int, left: int, right: int) -> list[Window]:
     """Windows of at most `length` frames that give all `total` frames of a recording.
 
     Args:
         left, right: frames of each window that are its neighbours', together less than `length`.
-        hop: samples from a frame to the next.
-        needed: the fewest samples that make a frame.
     """
     windows, done = [], 0
     while done < total:
@@ -43,9 +42,9 @@ def windows_of(total: int, *, length: int, left: int, right: int, hop: int, need
         num_frames = min(length, total - start)
         is_last = start + num_frames == total
         # the last one hears the end, whatever is left of a frame there
-        stop = None if is_last else (start + num_frames - 1) * hop + needed
+        stop = None if is_last else (start + num_frames - 1) * places.hop + places.needed
         end = num_frames if is_last else num_frames - right
-        windows.append(Window(start * hop, stop, num_frames, done - start, end))
+        windows.append(Window(start * places.hop, stop, num_frames, done - start, end))
         done = start + end
     return windows
 

@@ -9,8 +9,8 @@ from torch import nn
 import hf_wav2vec_family as family
 from hf_wav2vec_family.conv import MaskedGroupNorm
 from hf_wav2vec_family.decoding.emissions import emissions_of
+from hf_wav2vec_family.frame_places import FramePlaces
 from hf_wav2vec_family.norm_statistics import fixed_norms, measure_norms
-from hf_wav2vec_family.speech_recognition_pipeline import frame_centers_of, min_num_samples
 from hf_wav2vec_family.windows import NormalizedWaveform, Window, windows_of
 
 RATE = 16_000
@@ -61,12 +61,11 @@ def made(make) -> transformers.PreTrainedModel:
 
 def heard_in_windows(model, waveform: np.ndarray, *, left: int, right: int, length: int):
     """What each norm would take of the whole, and what was measured window by window."""
-    first, second = frame_centers_of(model, 2).tolist()
-    place = {"hop": round(second - first), "needed": min_num_samples(model)}
+    places = FramePlaces.of(model)
     total = int(model._get_feat_extract_output_lengths(len(waveform)))
-    windows = windows_of(total, length=length, left=left, right=right, **place)
+    windows = windows_of(places, total, length=length, left=left, right=right)
     assert len(windows) > 2
-    found = measure_norms(model, model, NormalizedWaveform(waveform, False), windows, **place)
+    found = measure_norms(model, model, NormalizedWaveform(waveform, False), windows, places)
     given = {}
     norms = [module for module in model.modules() if isinstance(module, MaskedGroupNorm)]
     handles = [norm.register_forward_pre_hook(lambda norm, inputs: given.update({norm: inputs[0]})) for norm in norms]
@@ -164,7 +163,7 @@ def test_padding_is_silent_beside_frames_with_statistics_of_a_recording():
     ("total", "length", "left", "right"), [(100, 10, 2, 3), (7, 10, 2, 3), (10, 10, 0, 0), (11, 4, 3, 0)]
 )
 def test_windows_give_every_frame_once(total, length, left, right):
-    windows = windows_of(total, length=length, left=left, right=right, hop=20, needed=35)
+    windows = windows_of(FramePlaces(17.0, hop=20, needed=35), total, length=length, left=left, right=right)
     frames = [w.start // 20 + frame for w in windows for frame in range(w.begin, w.end)]
     assert frames == list(range(total))
     for window in windows[:-1]:

@@ -213,6 +213,8 @@ def test_a_file_in_chunks_says_what_its_waveform_does_and_is_never_whole(recogni
     tracemalloc.stop()
     with pytest.raises(ValueError, match=r"leaves nothing between .* stride_length_s=\(0\.5, 0\.5\)"):
         recognise(path, chunk_length_s=1, stride_length_s=0.5)
+    with pytest.raises(ValueError, match=r"stride_length_s=\(-0\.1, 0\.2\)"):
+        recognise(path, chunk_length_s=1, stride_length_s=(-0.1, 0.2))
 
 
 def test_a_short_clip_says_nothing_in_the_padding_beside_a_long_one(recognise, waveform):

@@ -16,7 +16,7 @@ from hf_wav2vec_family.decoding.alignment import Aligner, Alignment, Segment, be
 from hf_wav2vec_family.decoding.emissions import Emissions, emissions_of
 from hf_wav2vec_family.decoding.pipeline import transcriber
 from hf_wav2vec_family.decoding.textgrid import textgrid
-from hf_wav2vec_family.speech_recognition_pipeline import frame_centers_of
+from hf_wav2vec_family.frame_places import frame_centers_of
 
 RATE = 16_000
 LETTERS = ["<pad>", "<unk>", "|", *"ABC"]

@@ -20,12 +20,12 @@ from hf_wav2vec_family.decoding.decoder_folder import load_decoder
 from hf_wav2vec_family.decoding.emissions import frame_scores, transitions_of
 from hf_wav2vec_family.decoding.pipeline import own_class
 from hf_wav2vec_family.decoding.spelling import CASES, letter_case, writes_phones
+from hf_wav2vec_family.frame_places import blank_padding, min_num_samples
 from hf_wav2vec_family.metrics.bootstrap import confidence_interval
 from hf_wav2vec_family.metrics.cer import CharacterErrorRate
 from hf_wav2vec_family.metrics.per import PhoneErrorRate
 from hf_wav2vec_family.metrics.wer import WordErrorRate
 from hf_wav2vec_family.phones import TIMIT_39, TIMIT_48, TIMIT_61, timit_map
-from hf_wav2vec_family.speech_recognition_pipeline import blank_padding, min_num_samples
 
 from .data import evaluation_batches
 from .sources import Source, open_source

@@ -34,8 +34,8 @@ from tqdm.auto import tqdm
 
 from hf_wav2vec_family import SpeechCodesTokenizer
 from hf_wav2vec_family.code_words import words_of
+from hf_wav2vec_family.frame_places import min_num_samples
 from hf_wav2vec_family.quantizers import code_usage, codebook_perplexity
-from hf_wav2vec_family.speech_recognition_pipeline import min_num_samples
 
 from .checkpoints import replace_file, replace_folder
 from .collators import PretrainingCollator, pad_waveforms

@@ -13,8 +13,8 @@ from accelerate.utils import broadcast
 from torch import nn
 from tqdm.auto import tqdm
 
+from hf_wav2vec_family.frame_places import min_num_samples
 from hf_wav2vec_family.quantizers import code_counts
-from hf_wav2vec_family.speech_recognition_pipeline import min_num_samples
 
 from .collators import CLEAN
 from .data import SpeechBatches, pretraining_batches

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, SequenceFeatureExtractor
 
 from ..audio_reading import Recording
+from ..frame_places import FramePlaces
 from ..norm_statistics import NormStatistics, check_norm_statistics, fixed_norms, measure_norms
-from ..speech_recognition_pipeline import frame_centers_of, min_num_samples
 from ..windows import NormalizedWaveform, windows_of
 
 
@@ -54,27 +54,27 @@ def hear_in_chunks(
         ValueError: as `emissions_of` says.
     """
     sampling_rate = feature_extractor.sampling_rate
-    needed = min_num_samples(model)
-    if len(waveform) < needed:
-        raise ValueError(f"waveform: expected at least {needed} samples, the fewest of a frame, got {len(waveform)}.")
-    centers = frame_centers_of(model, 2)
-    if centers is None:
+    places = FramePlaces.of(model)
+    if places is None:
         raise ValueError(f"model: where the frames of a {type(model).__name__} are is not known.")
-    first, second = centers.tolist()
-    hop = round(second - first)
+    if len(waveform) < places.needed:
+        raise ValueError(
+            f"waveform: expected at least {places.needed} samples, the fewest of a frame, got {len(waveform)}."
+        )
+    hop_seconds = places.hop / sampling_rate
     total = int(model._get_feat_extract_output_lengths(len(waveform)))
-    context = 0 if chunk_seconds is None else round(context_seconds * sampling_rate / hop)
-    length = total if chunk_seconds is None else round(chunk_seconds * sampling_rate / hop)
+    context = 0 if chunk_seconds is None else round(context_seconds / hop_seconds)
+    length = total if chunk_seconds is None else round(chunk_seconds / hop_seconds)
     if length <= 2 * context or context < 0:
         raise ValueError(
             f"chunk_seconds={chunk_seconds} leaves no frame between twice context_seconds={context_seconds}."
         )
 
-    windows = windows_of(total, length=length, left=context, right=context, hop=hop, needed=needed)
+    windows = windows_of(places, total, length=length, left=context, right=context)
     prepared = NormalizedWaveform(waveform, feature_extractor.do_normalize)
     choice, statistics = check_norm_statistics(norm_statistics, model), None
     if len(windows) > 1 and choice == "recording":
-        statistics = measure_norms(hear, model, prepared, windows, hop=hop, needed=needed)
+        statistics = measure_norms(hear, model, prepared, windows, places)
 
     table: Tensor | None = None
     done = 0
@@ -89,4 +89,4 @@ def hear_in_chunks(
         done += len(own)
         if watch is not None:
             watch(done / total)
-    return Frames(table, first_seconds=first / sampling_rate, hop_seconds=hop / sampling_rate)
+    return Frames(table, first_seconds=places.first / sampling_rate, hop_seconds=hop_seconds)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..conv import num_valid
-from ..speech_recognition_pipeline import min_num_samples
+from ..frame_places import min_num_samples
 from .recurrence import replace_recurrence
 
 DYNAMIC = torch.export.Dim.DYNAMIC

@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedModel
 
 from ..decoding.emissions import transitions_of
+from ..frame_places import frame_centers_of, min_num_samples
 from ..log_mel import LogMel
-from ..speech_recognition_pipeline import frame_centers_of, min_num_samples
 from .comparison import answers_of_onnx, answers_of_program, compare
 from .graphs import Graph, graph_of
 from .opening import feature_extractor_of, model_class, tokenizer_of
