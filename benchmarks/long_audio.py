@@ -67,14 +67,19 @@ def in_own_process(*arguments) -> Timing:
 
 
 def differences(one: Alignment, other: Alignment) -> np.ndarray:
-    """[N], how far apart the starts of the N symbols are that both heard, in seconds.
+    """[N], how far apart the starts of N symbols are that both heard, in seconds.
 
-    Where less than `MIN_RUN` symbols are alike in a row they may be others of the same name.
+    Where less than `MIN_RUN` symbols are alike in a row they may be others of the same name; so may those that are
+    next to what only one heard, which don't count.
     """
     texts = [[segment.text for segment in alignment.symbols] for alignment in (one, other)]
     matcher = SequenceMatcher(None, *texts, autojunk=False)
-    runs = [run for run in matcher.get_matching_blocks() if run.size >= MIN_RUN]
-    pairs = [(i + k, j + k) for i, j, size in runs for k in range(size)]
+    pairs = []
+    for i, j, size in matcher.get_matching_blocks():
+        first = 0 if i == j == 0 else 1
+        last = size if (i + size, j + size) == (len(texts[0]), len(texts[1])) else size - 1
+        if size >= MIN_RUN:
+            pairs += [(i + k, j + k) for k in range(first, last)]
     return np.array([abs(one.symbols[i].start - other.symbols[j].start) for i, j in pairs])
 
 
@@ -109,7 +114,8 @@ def main(arguments: list[str] | None = None):
         one, other = (found[options.whole_minutes, chunk].alignment for chunk in (options.chunk_seconds, None))
         apart = differences(one, other)
         print(
-            f"\n{len(apart)} of {len(other.symbols)} symbols are heard alike in chunks and at once; their starts are"
+            f"\n{len(apart)} of {len(other.symbols)} symbols are heard alike in chunks and at once, inside of what"
+            " both hear; their starts are"
             f" {np.mean(apart < 1e-6):.2%} the same, {np.mean(apart < 0.0201):.2%} within 20 ms, and at most"
             f" {1000 * apart.max():.1f} ms apart."
         )
