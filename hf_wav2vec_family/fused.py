@@ -1,4 +1,4 @@
-"""Fast forms of dropout and of attention with dropout, and a cache of what was made of weights.
+"""Fast forms of dropout, of attention with it and of a hard choice, and a cache of what was made of weights.
 
 On a CPU PyTorch draws dropout one number at a time and keeps more for the backward pass than it needs. A GPU's kernels
 and compiled graphs do well what is done here by hand, and are left alone.
@@ -7,10 +7,11 @@ and compiled graphs do well what is done here by hand, and are left alone.
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .precision import without_autocast
+from .precision import dtype_of, without_autocast
 
 NUM_LANES = 2**16
 MAX_SCORES = 2**25  # 64 MiB in bfloat16
@@ -131,6 +132,33 @@ def sdpa(
                 return (attention_weights(query, key, attention_mask, scale) @ value).transpose(1, 2), None
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
     return attend(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+
+
+class _ChooseRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, books: Tensor, soft_choice: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(books, rows)
+        ctx.dtype, ctx.soft_dtype = dtype_of(books), soft_choice.dtype
+        return F.embedding(rows, books.flatten(0, 1))
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        books, rows = ctx.saved_tensors
+        soft_gradient = torch.einsum("btgd,gvd->btgv", gradient.to(ctx.dtype), books.to(ctx.dtype))
+        book_gradient = None
+        if ctx.needs_input_grad[0]:
+            counted = torch.zeros_like(books).flatten(0, 1)
+            book_gradient = counted.index_add_(0, rows.flatten(), gradient.flatten(0, 2)).view_as(books)
+        return book_gradient, soft_gradient.to(ctx.soft_dtype), None
+
+
+def choose_rows(books: Tensor, soft_choice: Tensor, rows: Tensor) -> Tensor:
+    """What stands in `rows` [B, T, G] of all `books` [G, V, d] -> [B, T, G, d].
+
+    The gradient flows into `soft_choice` [B, T, G, V] as if one-hot vectors with its gradient had been multiplied by
+    the books; the product is not made.
+    """
+    return _ChooseRows.apply(books, soft_choice, rows)
 
 
 class WeightCache:

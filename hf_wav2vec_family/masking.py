@@ -6,6 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .conv import num_valid
+from .fused import eager_on_cpu
+
 
 def uniform(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None = None) -> Tensor:
     """Uniform draws in [0, 1); written so that a compiled graph with symbolic sizes takes it too."""
@@ -70,7 +73,10 @@ def masked_frames(mask: Tensor, num_places: int) -> MaskedFrames:
     """The masked frames of each row of `mask` [B, T], in order, in `num_places` = M places.
 
     Rows with fewer masked frames leave places over; those point at frames that are not masked and are not valid.
+    Where the mask is known on the host there are no more places than the fullest row needs.
     """
+    if eager_on_cpu(mask):
+        num_places = min(num_places, max(int(num_valid(mask).max()), 1))
     index = torch.argsort(mask.to(torch.uint8), dim=1, descending=True, stable=True)[:, :num_places]
     return MaskedFrames(index, mask.gather(1, index))
 

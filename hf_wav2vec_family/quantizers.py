@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .fused import choose_rows, eager
+
 
 @dataclass
 class QuantizerOutput:
@@ -192,7 +194,10 @@ class GumbelVectorQuantizer(nn.Module):
         books = self.codevectors.view(-1, self.num_codevectors, self.codevectors.shape[-1])  # [G or 1, V, d]
         books = books.expand(self.num_groups, -1, -1)
         offsets = torch.arange(self.num_groups, device=codes.device) * self.num_codevectors
-        chosen = torch.nn.functional.embedding(codes + offsets, books.flatten(0, 1))  # [B, T, G, d]
+        rows = codes + offsets
+        if soft_choice is not None and eager(codes):
+            return choose_rows(books, soft_choice, rows).flatten(-2)
+        chosen = torch.nn.functional.embedding(rows, books.flatten(0, 1))  # [B, T, G, d]
         if soft_choice is not None:
             straight_through = (soft_choice - soft_choice.detach()).to(books.dtype)
             chosen = chosen + torch.einsum("btgv,gvd->btgd", straight_through, books.detach())

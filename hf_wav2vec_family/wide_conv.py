@@ -12,6 +12,7 @@ from .fused import WeightCache, eager_on_cpu
 from .precision import dtype_of
 
 HOP = 8
+FRAMES_PER_TAP = 3  # that a spectrum pays from which is made for one step of training
 
 
 def convolution_spectrum(weight: Tensor, groups: int) -> Tensor:
@@ -114,10 +115,11 @@ def convolve_blocks(
 
 
 class WideConvolution:
-    """A convolution of stride 1 over many taps: on a GPU in blocks, on a CPU through a spectrum if nothing is learned.
+    """A convolution of stride 1 over many taps: on a GPU in blocks, on a CPU through a spectrum.
 
-    The spectrum is cached, and worth it for clips at least as long as the convolution is wide: it has to be read whole
-    for the shortest clip. Under autocast it stays in float32.
+    That is worth it for clips at least as long as the convolution is wide, since the spectrum has to be read whole for
+    the shortest; it is cached, but for training, which makes it anew in each step and needs a few such clips. Under
+    autocast it stays in float32.
     """
 
     def __init__(self):
@@ -130,12 +132,21 @@ class WideConvolution:
             return convolve_blocks(hidden_states, conv.weight, conv.bias, groups=conv.groups, padding=conv.padding[0])
         # of weight norm the two parts, so that the weight is not put together for every clip
         parts = list(conv.parameters())
-        gains = taps >= 64 and hidden_states.shape[-1] >= taps and parts[0].dtype == torch.float32
-        if torch.is_grad_enabled() or not gains or not eager_on_cpu(hidden_states):
+        learns, total = torch.is_grad_enabled(), hidden_states.shape[-1]
+        gains = taps >= 64 and total >= taps and (not learns or len(hidden_states) * total >= FRAMES_PER_TAP * taps)
+        if not gains or parts[0].dtype != torch.float32 or not eager_on_cpu(hidden_states):
             return conv(hidden_states)
-        spectrum = self.spectrum.get(parts, lambda: convolution_spectrum(conv.weight, conv.groups))
+
+        def make() -> Tensor:
+            return convolution_spectrum(conv.weight, conv.groups)
+
         # autocast leaves complex numbers alone
         made = convolve_spectrum(
-            hidden_states.float(), spectrum, conv.bias, taps=taps, groups=conv.groups, padding=conv.padding[0]
+            hidden_states.float(),
+            make() if learns else self.spectrum.get(parts, make),
+            conv.bias,
+            taps=taps,
+            groups=conv.groups,
+            padding=conv.padding[0],
         )
         return made.to(dtype_of(parts[0]))

@@ -8,9 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hf_wav2vec_family import wide_conv
 from hf_wav2vec_family.conv import MaskedGroupNorm, num_frames
 from hf_wav2vec_family.fast_conv import convolve, convolve_norm_gelu
-from hf_wav2vec_family.fused import Dropout, WeightCache, attention_with_dropout, draw_kept, sdpa
+from hf_wav2vec_family.fused import (
+    Dropout,
+    WeightCache,
+    attention_with_dropout,
+    choose_rows,
+    draw_kept,
+    sdpa,
+)
 from hf_wav2vec_family.wide_conv import WideConvolution, convolve_blocks
 
 
@@ -25,6 +33,26 @@ def assert_equal(found, expected, inputs):
     direction = torch.randn_like(expected)
     for a, b in zip(*(torch.autograd.grad(y, inputs, direction) for y in (found, expected)), strict=True):
         assert (a - b).norm() <= 1e-4 * b.norm()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_hard_choice_has_the_gradients_of_one_hot_vectors(dtype, shared):
+    books = torch.randn(1 if shared else 2, 7, 3).to(dtype).requires_grad_()
+    logits = torch.randn(3, 5, 2, 7, requires_grad=True)
+    codes = logits.argmax(dim=-1)
+    found = choose_rows(books.expand(2, -1, -1), torch.softmax(logits, dim=-1), codes + torch.tensor([0, 7]))
+    soft = torch.softmax(logits, dim=-1)
+    hard = F.one_hot(codes, 7) - soft.detach() + soft
+    expected = torch.einsum("btgv,gvd->btgd", hard.to(dtype), books.expand(2, -1, -1))
+    if dtype == torch.float32:
+        assert_equal(found, expected, [books, logits])
+    else:
+        assert torch.equal(found, books.expand(2, -1, -1)[torch.arange(2), codes])
+        direction = torch.randn_like(expected)
+        for a, b in zip(*(torch.autograd.grad(y, [books, logits], direction) for y in (found, expected)), strict=True):
+            assert a.dtype == b.dtype
+            assert (a - b).norm() <= 2e-2 * b.norm()
 
 
 @pytest.mark.parametrize("prob", [0.05, 0.1, 0.5])
@@ -222,7 +250,19 @@ def test_a_cache_is_neither_copied_nor_saved():
     assert len(file.getvalue()) < 4000
 
 
-def test_what_is_learned_is_convolved_with_its_weight():
+@pytest.mark.parametrize(
+    ("batch_size", "total", "by_spectrum"), [(1, 192, True), (3, 70, True), (1, 191, False), (9, 63, False)]
+)
+def test_what_is_learned_has_the_gradients_of_the_convolution(batch_size, total, by_spectrum, monkeypatch):
     conv, convolution = positional_convolution().requires_grad_(True), WideConvolution()
-    convolution(conv, torch.randn(1, 32, 200)).sum().backward()
-    assert all(parameter.grad is not None for parameter in conv.parameters())
+    hidden_states = torch.randn(batch_size, 32, total, requires_grad=True)
+    made = []
+    spectrum_of = wide_conv.convolution_spectrum
+    monkeypatch.setattr(wide_conv, "convolution_spectrum", lambda *args: made.append(args) or spectrum_of(*args))
+    found = convolution(conv, hidden_states)
+    assert_equal(found, conv(hidden_states), (hidden_states, *conv.parameters()))
+    assert len(made) == by_spectrum
+    # a step later the weights are others
+    with torch.no_grad():
+        conv.parametrizations.weight.original1.mul_(torch.rand(32, 8, 64))
+    torch.testing.assert_close(convolution(conv, hidden_states), conv(hidden_states), atol=1e-5, rtol=1e-4)

@@ -134,9 +134,15 @@ def test_masked_frames_lists_those_of_each_row_in_order():
 
 def test_places_that_are_left_over_stand_last_and_point_at_frames_that_are_not_masked():
     mask = torch.tensor([[False, True, False, True], [False, False, True, False]])
-    places = masked_frames(mask, 3)
-    assert places.valid.tolist() == [[True, True, False], [True, False, False]]
-    assert not mask.gather(1, places.index)[~places.valid].any()
+    # a graph has the places that it is told of, a mask on the host no more than its fullest row needs
+    graph = torch.compile(masked_frames, backend="eager", fullgraph=True)
+    for places, expected in (
+        (graph(mask, 3), [[True, True, False], [True, False, False]]),
+        (masked_frames(mask, 3), [[True, True], [True, False]]),
+    ):
+        assert places.valid.tolist() == expected
+        assert not mask.gather(1, places.index)[~places.valid].any()
+    assert masked_frames(torch.zeros(2, 4, dtype=torch.bool), 3).valid.tolist() == [[False], [False]]
 
 
 def test_as_many_places_as_foretold_hold_every_masked_frame():

@@ -139,8 +139,10 @@ def test_training_loss_and_gradients_equal_those_of_transformers(tmp_path, varia
     found.loss.backward()
     (expected.loss / found.num_targets).backward()
     gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    # a softmax does not feel the bias of keys: what is left of its gradient is rounding
+    floor = 1e-5 * max(gradient.norm() for gradient in gradients.values())
     for name, parameter in ours.named_parameters():
-        difference = (parameter.grad - gradients[name]).norm() / gradients[name].norm().clamp(min=1e-6)
+        difference = (parameter.grad - gradients[name]).norm() / gradients[name].norm().clamp(min=floor)
         assert difference < 1e-4, f"{name}: {difference:.1e}"
 
 
