@@ -86,8 +86,10 @@ class _AttentionWithDropout(torch.autograd.Function):
         gradient = gradient * ctx.scale
         value_gradient = (weights * kept).transpose(-2, -1) @ gradient
         weight_gradient = (gradient @ value.transpose(-2, -1)).mul_(kept)
-        score_gradient = torch._softmax_backward_data(weight_gradient, weights, -1, weights.dtype).mul_(ctx.scaling)
-        return score_gradient @ key, score_gradient.transpose(-2, -1) @ query, value_gradient, None, None, None
+        score_gradient = torch._softmax_backward_data(weight_gradient, weights, -1, weights.dtype)
+        query_gradient = (score_gradient @ key).mul_(ctx.scaling)
+        key_gradient = (score_gradient.transpose(-2, -1) @ query).mul_(ctx.scaling)
+        return query_gradient, key_gradient, value_gradient, None, None, None
 
 
 def attention_with_dropout(

@@ -26,6 +26,31 @@ def convolution_spectrum(weight: Tensor, groups: int) -> Tensor:
     return per_group.reshape(-1, weight.shape[1], weight.shape[0] // groups).resolve_conj()
 
 
+def _blocks_of(frames: Tensor, groups: int, *, size: int, hop: int) -> Tensor:
+    """Spectra of `size` frames from every `hop`-th on of [B, C, T]: [groups * F, B * blocks, C / groups] complex."""
+    blocks = torch.fft.rfft(frames.unfold(-1, size, hop))  # [B, C, blocks, F]
+    blocks = blocks.unflatten(1, (groups, -1)).permute(1, 4, 0, 3, 2)  # [groups, F, B, blocks, C / groups]
+    return blocks.reshape(groups * blocks.shape[1], -1, blocks.shape[-1])
+
+
+def _frames_of(blocks: Tensor, groups: int, *, batch_size: int, size: int) -> Tensor:
+    """The frames of spectra [groups * F, B * blocks, C / groups], [B, groups, C / groups, blocks, size]."""
+    blocks = blocks.view(groups, size // 2 + 1, batch_size, -1, blocks.shape[-1])
+    return torch.fft.irfft(blocks.permute(2, 0, 4, 3, 1), n=size)
+
+
+def _num_blocks(total: int, taps: int, padding: int) -> int:
+    """How many blocks, each of which gives `taps` + 1 frames, those that come out of `total` frames are in."""
+    return -(-(total + 2 * padding - taps + 1) // (taps + 1))
+
+
+def _pad(frames: Tensor, taps: int, padding: int) -> Tensor:
+    """Frames [B, C, T] with `padding` on the left, and as much on the right as the last block wants."""
+    total = frames.shape[-1]
+    wanted = _num_blocks(total, taps, padding) * (taps + 1) + taps - 1
+    return F.pad(frames, (padding, wanted - total - padding))
+
+
 def convolve_spectrum(
     hidden_states: Tensor, spectrum: Tensor, bias: Tensor | None, *, taps: int, groups: int, padding: int
 ) -> Tensor:
@@ -34,17 +59,60 @@ def convolve_spectrum(
     Blocks overlap by `taps` - 1 frames, so that one spectrum serves clips of every length.
     """
     batch_size, _, total = hidden_states.shape
-    size, hop = 2 * taps, taps + 1
-    total_out = total + 2 * padding - taps + 1
-    num_blocks = -(-total_out // hop)
-    padded = F.pad(hidden_states, (padding, (num_blocks - 1) * hop + size - total - padding))
-    blocks = torch.fft.rfft(padded.unfold(-1, size, hop))  # [B, C, blocks, F]
-    blocks = blocks.unflatten(1, (groups, -1)).permute(1, 4, 0, 3, 2)  # [groups, F, B, blocks, C / groups]
-    product = torch.bmm(blocks.reshape(len(spectrum), batch_size * num_blocks, -1), spectrum)
-    product = product.view(groups, size // 2 + 1, batch_size, num_blocks, -1).permute(2, 0, 4, 3, 1)
-    output = torch.fft.irfft(product, n=size)[..., :hop]  # [B, groups, C' / groups, blocks, hop]
-    output = output.reshape(batch_size, -1, num_blocks * hop)[..., :total_out]
+    blocks = _blocks_of(_pad(hidden_states, taps, padding), groups, size=2 * taps, hop=taps + 1)
+    output = _frames_of(torch.bmm(blocks, spectrum), groups, batch_size=batch_size, size=2 * taps)
+    output = output[..., : taps + 1].reshape(batch_size, -1, _num_blocks(total, taps, padding) * (taps + 1))
+    output = output[..., : total + 2 * padding - taps + 1]
     return output if bias is None else output + bias[:, None]
+
+
+class _ConvolveSpectrum(torch.autograd.Function):
+    """`convolve_spectrum` of a weight that learns, a group at a time, since the spectrum of all is large.
+
+    It is made again in the backward pass, where both gradients are products with spectra, too. Of two factors one has
+    to be conjugated: the one that is small.
+    """
+
+    @staticmethod
+    def forward(ctx, frames: Tensor, weight: Tensor, groups: int, padding: int) -> Tensor:
+        taps, total = weight.shape[-1], frames.shape[-1]
+        blocks = _blocks_of(_pad(frames, taps, padding), groups, size=2 * taps, hop=taps + 1)
+        conjugate = blocks.conj().resolve_conj()
+        product = torch.empty(*blocks.shape[:2], len(weight) // groups, dtype=blocks.dtype)
+        for part, filters, made in zip(
+            *(values.chunk(groups) for values in (conjugate, weight, product)), strict=True
+        ):
+            spectrum = torch.fft.rfft(filters, n=2 * taps)  # [C' / groups, C / groups, F]
+            torch.bmm(part, spectrum.permute(2, 1, 0).contiguous(), out=made)
+        ctx.save_for_backward(blocks, weight)
+        ctx.groups, ctx.padding, ctx.total = groups, padding, total
+        output = _frames_of(product.conj(), groups, batch_size=len(frames), size=2 * taps)[..., : taps + 1]
+        return output.reshape(len(frames), len(weight), -1)[..., : total + 2 * padding - taps + 1]
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        blocks, weight = ctx.saved_tensors
+        groups, padding, total, taps = ctx.groups, ctx.padding, ctx.total, weight.shape[-1]
+        size, hop = 2 * taps, taps + 1
+        num_blocks = _num_blocks(total, taps, padding)
+        own = F.pad(gradient, (0, num_blocks * hop - gradient.shape[-1])).unflatten(-1, (num_blocks, hop))
+        gradients = _blocks_of(F.pad(own, (0, size - hop)).flatten(-2), groups, size=size, hop=size)
+        conjugate = gradients.conj().resolve_conj()
+        heard, weight_gradient = torch.empty_like(blocks), torch.empty_like(weight)
+        groupwise = (
+            values.chunk(groups)
+            for values in (blocks.mT.contiguous(), weight, gradients, conjugate, heard, weight_gradient)
+        )
+        for part, filters, came, conjugate_came, given, learnt in zip(*groupwise, strict=True):
+            spectrum = torch.fft.rfft(filters, n=size)
+            torch.bmm(came, spectrum.permute(2, 0, 1).contiguous(), out=given)
+            spectrum = torch.bmm(part, conjugate_came).permute(2, 1, 0)
+            learnt.copy_(torch.fft.irfft(spectrum, n=size)[..., :taps])
+        heard = _frames_of(heard, groups, batch_size=len(gradient), size=size).flatten(1, 2)
+        frame_gradient = heard.new_zeros(*heard.shape[:2], num_blocks * hop + taps - 1)
+        for block in range(num_blocks):
+            frame_gradient[..., block * hop : block * hop + size] += heard[:, :, block]
+        return frame_gradient[..., padding : padding + total], weight_gradient, None, None
 
 
 def _windows(frames: Tensor, groups: int, size: int, hop: int) -> Tensor:
@@ -137,16 +205,12 @@ class WideConvolution:
         if not gains or parts[0].dtype != torch.float32 or not eager_on_cpu(hidden_states):
             return conv(hidden_states)
 
-        def make() -> Tensor:
-            return convolution_spectrum(conv.weight, conv.groups)
-
+        place = {"groups": conv.groups, "padding": conv.padding[0]}
         # autocast leaves complex numbers alone
-        made = convolve_spectrum(
-            hidden_states.float(),
-            make() if learns else self.spectrum.get(parts, make),
-            conv.bias,
-            taps=taps,
-            groups=conv.groups,
-            padding=conv.padding[0],
-        )
+        if learns:
+            made = _ConvolveSpectrum.apply(hidden_states.float(), conv.weight, *place.values())
+            made = made if conv.bias is None else made + conv.bias[:, None]
+        else:
+            spectrum = self.spectrum.get(parts, lambda: convolution_spectrum(conv.weight, conv.groups))
+            made = convolve_spectrum(hidden_states.float(), spectrum, conv.bias, taps=taps, **place)
         return made.to(dtype_of(parts[0]))
