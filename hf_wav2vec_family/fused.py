@@ -27,15 +27,17 @@ def eager_on_cpu(values: Tensor) -> bool:
 
 
 def draw_kept(shape: Sequence[int], prob: float) -> tuple[Tensor, float]:
-    """Which places stay, bool of `shape`, each dropped with `prob` to the nearest 1/65536, and what they grow by.
+    """Which places stay, 1 or 0 of `shape`, each dropped with `prob` to the nearest 1/65536, and what they grow by.
 
-    Four places share one draw of 64 bits, 16 bits for each.
+    Four places share one draw of 64 bits, 16 bits for each. A product with bytes takes a quarter of the time of one
+    with booleans in bfloat16, and two thirds in float32.
     """
     count = torch.Size(shape).numel()
     num_dropped = min(round(prob * NUM_LANES), NUM_LANES - 1)
     draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
     lanes = draws.view(torch.int16)[:count].view(shape)
-    return lanes >= num_dropped - NUM_LANES // 2, NUM_LANES / (NUM_LANES - num_dropped)
+    kept = torch.ge(lanes, num_dropped - NUM_LANES // 2, out=torch.empty(shape, dtype=torch.uint8))
+    return kept, NUM_LANES / (NUM_LANES - num_dropped)
 
 
 class _Dropout(torch.autograd.Function):

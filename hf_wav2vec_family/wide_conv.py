@@ -26,7 +26,7 @@ def convolution_spectrum(weight: Tensor, groups: int) -> Tensor:
     return per_group.reshape(-1, weight.shape[1], weight.shape[0] // groups).resolve_conj()
 
 
-def _blocks_of(frames: Tensor, groups: int, *, size: int, hop: int) -> Tensor:
+def _spectra_of(frames: Tensor, groups: int, *, size: int, hop: int) -> Tensor:
     """Spectra of `size` frames from every `hop`-th on of [B, C, T]: [groups * F, B * blocks, C / groups] complex."""
     blocks = torch.fft.rfft(frames.unfold(-1, size, hop))  # [B, C, blocks, F]
     blocks = blocks.unflatten(1, (groups, -1)).permute(1, 4, 0, 3, 2)  # [groups, F, B, blocks, C / groups]
@@ -59,7 +59,7 @@ def convolve_spectrum(
     Blocks overlap by `taps` - 1 frames, so that one spectrum serves clips of every length.
     """
     batch_size, _, total = hidden_states.shape
-    blocks = _blocks_of(_pad(hidden_states, taps, padding), groups, size=2 * taps, hop=taps + 1)
+    blocks = _spectra_of(_pad(hidden_states, taps, padding), groups, size=2 * taps, hop=taps + 1)
     output = _frames_of(torch.bmm(blocks, spectrum), groups, batch_size=batch_size, size=2 * taps)
     output = output[..., : taps + 1].reshape(batch_size, -1, _num_blocks(total, taps, padding) * (taps + 1))
     output = output[..., : total + 2 * padding - taps + 1]
@@ -76,7 +76,7 @@ class _ConvolveSpectrum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, frames: Tensor, weight: Tensor, groups: int, padding: int) -> Tensor:
         taps, total = weight.shape[-1], frames.shape[-1]
-        blocks = _blocks_of(_pad(frames, taps, padding), groups, size=2 * taps, hop=taps + 1)
+        blocks = _spectra_of(_pad(frames, taps, padding), groups, size=2 * taps, hop=taps + 1)
         conjugate = blocks.conj().resolve_conj()
         product = torch.empty(*blocks.shape[:2], len(weight) // groups, dtype=blocks.dtype)
         for part, filters, made in zip(
@@ -96,7 +96,7 @@ class _ConvolveSpectrum(torch.autograd.Function):
         size, hop = 2 * taps, taps + 1
         num_blocks = _num_blocks(total, taps, padding)
         own = F.pad(gradient, (0, num_blocks * hop - gradient.shape[-1])).unflatten(-1, (num_blocks, hop))
-        gradients = _blocks_of(F.pad(own, (0, size - hop)).flatten(-2), groups, size=size, hop=size)
+        gradients = _spectra_of(F.pad(own, (0, size - hop)).flatten(-2), groups, size=size, hop=size)
         conjugate = gradients.conj().resolve_conj()
         heard, weight_gradient = torch.empty_like(blocks), torch.empty_like(weight)
         groupwise = (
