@@ -28,18 +28,24 @@ class NormPlace(NamedTuple):
 
 
 def norms_over_time(model: nn.Module) -> list[MaskedGroupNorm]:
-    return [module for module in model.modules() if isinstance(module, MaskedGroupNorm)]
+    """Those that take statistics from outside, whatever their class: code of a model's folder has one of its own."""
+    return [module for module in model.modules() if isinstance(module, nn.GroupNorm) and hasattr(module, "statistics")]
 
 
 def check_norm_statistics(choice: NormStatistics | None, model: nn.Module) -> NormStatistics:
     """What was chosen, or for None "recording" where the model has one norm over time and "chunk" where it has more,
-    since each takes a pass of its own.
+    since each takes a pass of its own, or has PyTorch's own, as models of Transformers do.
 
     Raises:
-        ValueError: something else.
+        ValueError: something else, or "recording" for such a model.
     """
     if choice not in (None, "recording", "chunk"):
         raise ValueError(f'norm_statistics must be "recording", "chunk" or None, got {choice!r}.')
+    if choice == "recording" and any(type(module) in (nn.GroupNorm, nn.InstanceNorm1d) for module in model.modules()):
+        raise ValueError(
+            f'norm_statistics="recording" came with a {type(model).__name__} whose norms are PyTorch\'s own and take'
+            ' none from outside; accepted is "chunk".'
+        )
     return choice or ("recording" if len(norms_over_time(model)) == 1 else "chunk")
 
 
@@ -53,6 +59,8 @@ def measure_norms(
 ) -> Tensor:
     """[1, N, 2]: mean and reciprocal deviation of each group of each norm over time of `model`, over a recording.
 
+    Zeros if that is one window, whose norms hear all of it.
+
     A norm hears what those before it make of it, so that each is measured by a pass of its own, which ends there.
 
     Args:
@@ -61,6 +69,8 @@ def measure_norms(
     """
     norms = norms_over_time(model)
     first = next(model.parameters())
+    if len(windows) == 1:
+        return torch.zeros(1, sum(norm.num_groups for norm in norms), 2, device=first.device)
     # what leaves all as it is; a norm of which no pass hears keeps it
     found = torch.tensor([0.0, 1.0], device=first.device).repeat(1, sum(norm.num_groups for norm in norms), 1)
     parts = dict(zip(norms, _parts(found, norms), strict=True))
@@ -68,7 +78,9 @@ def measure_norms(
     for norm, rate in _in_order(hear, model, samples, found, places.hop):
         moments = _Moments()
         for window in windows:
-            chunk = torch.from_numpy(waveform[window.start : window.stop]).to(first.device, first.dtype)
+            # a frame more, or a norm may lack the end of the last one of a window without right context
+            stop = None if window.stop is None else window.stop + places.hop
+            chunk = torch.from_numpy(waveform[window.start : stop]).to(first.device, first.dtype)
             with fixed_norms(model, found):
                 frames = _heard_by(norm, hear, chunk.unsqueeze(0))
             end = None if window.stop is None else window.end * rate
@@ -81,11 +93,12 @@ def measure_norms(
 def fixed_norms(model: nn.Module, statistics: Tensor | None) -> Iterator[None]:
     """`statistics` [1, N, 2] of `measure_norms` stand for those that norms over time would take of their frames.
 
-    With None they take them of their frames. The norms themselves are changed: no other thread may use the model.
+    With None or zeros they take them of their frames. The norms themselves are changed, so that no other thread may
+    use the model.
     """
-    norms = [] if statistics is None else norms_over_time(model)
+    norms = norms_over_time(model) if statistics is not None and statistics.any() else []
     try:
-        for norm, part in zip(norms, [] if statistics is None else _parts(statistics, norms), strict=True):
+        for norm, part in zip(norms, _parts(statistics, norms) if norms else [], strict=True):
             norm.statistics = part
         yield
     finally:
@@ -149,7 +162,8 @@ class _Moments:
 
     def add(self, values: Tensor):
         """Those of `values` [N, L]."""
-        variance, mean = (part.double() for part in torch.var_mean(values, dim=-1, correction=0))
+        # not every device has float64
+        variance, mean = (part.cpu().double() for part in torch.var_mean(values, dim=-1, correction=0))
         count = values.shape[-1]
         total, apart = self.count + count, mean - self.mean
         self.squares = self.squares + variance * count + apart.square() * (self.count * count / total)

@@ -18,11 +18,9 @@ from transformers import AutomaticSpeechRecognitionPipeline
 
 from .audio_reading import Recording, read_audio, resample
 from .frame_places import FramePlaces, blank_padding, min_num_samples
+from .mono import as_mono
 from .norm_statistics import NormStatistics, check_norm_statistics, fixed_norms, measure_norms
 from .windows import NormalizedWaveform, windows_of
-
-# More than a handful of channels is an array whose axes mean something else.
-MAX_NUM_CHANNELS = 8
 
 
 class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
@@ -45,7 +43,8 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
     `return_timestamps` ("char", "word") and the result are the parent's; with `chunk_length_s` files are read chunk by
     chunk, so that memory doesn't grow with them. What is normalised over time is so over all of the input then, as it
     is without chunks: the waveform, and what norms over time hear. `norm_statistics="chunk"` leaves those to each
-    chunk; so does None, the default, for models with more than one of them (`measure_norms`).
+    chunk; so does None, the default, but for models of this package with a single such norm, which need
+    `num_workers=0`. Of URLs all of it is left to each chunk, and they share no batch with what is measured.
 
     Raises:
         ValueError: no audio in the input, a shape or type not listed here, values that are NaN or infinite, fewer
@@ -70,8 +69,14 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
             inputs = self._read(inputs, Recording if chunk_length_s and self.places is not None else read_audio)
         if chunk_length_s and not is_url and self.places is not None:
             yield from self._chunks(inputs, chunk_length_s, stride_length_s, norm_statistics)
-        else:
-            yield from super().preprocess(inputs, chunk_length_s=chunk_length_s, stride_length_s=stride_length_s)
+            return
+        for item in super().preprocess(inputs, chunk_length_s=chunk_length_s, stride_length_s=stride_length_s):
+            if "stride" in item and item["stride"][0] < self.min_num_samples:
+                raise ValueError(
+                    f"chunk_length_s={chunk_length_s} and stride_length_s={stride_length_s} leave {item['stride'][0]}"
+                    f" samples for a chunk, the model needs at least {self.min_num_samples}: choose longer ones."
+                )
+            yield item
 
     def _chunks(
         self,
@@ -100,9 +105,11 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
         extractor.do_normalize = False
         if check_norm_statistics(norm_statistics, self.model) == "recording":
             if torch.utils.data.get_worker_info() is not None:
-                raise ValueError('num_workers must be 0 with norm_statistics="recording": they ask the model.')
-            measured = measure_norms(self.model, self.model, waveform, windows, self.places)
-            others["norm_statistics"] = measured.cpu()
+                raise ValueError(
+                    'num_workers must be 0 with norm_statistics="recording", which asks the model, and may be 1 with'
+                    ' norm_statistics="chunk".'
+                )
+            others["norm_statistics"] = measure_norms(self.model, self.model, waveform, windows, self.places).cpu()
         for window in windows:
             samples = waveform[window.start : window.stop]
             heard = extractor(
@@ -116,7 +123,7 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
     def _forward(self, model_inputs: dict[str, Any], **kwargs) -> dict[str, Any]:
         """Chunks of one recording together; those of several one by one, since each has statistics of its own."""
         statistics = model_inputs.pop("norm_statistics", None)
-        if statistics is None or (statistics == statistics[:1]).all():
+        if statistics is None or len(statistics) == 1 or (statistics == statistics[:1]).all():
             with fixed_norms(self.model, None if statistics is None else statistics[:1]):
                 return self._hear(model_inputs, **kwargs)
         rows = []
@@ -153,7 +160,7 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
     @cached_property
     def places(self) -> FramePlaces | None:
         """Where the frames of the model are, if it tells."""
-        return FramePlaces.of(self.model) if self.type == "ctc" else None
+        return FramePlaces.of(self.model) if self.type in ("ctc", "ctc_with_lm") else None
 
     @property
     def _align_to(self) -> int:
@@ -197,7 +204,7 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
             orig_sampling_rate = inputs.get("sampling_rate")
             if not isinstance(orig_sampling_rate, int | float | np.number) or orig_sampling_rate <= 0:
                 raise ValueError(f"{name} has sampling_rate={orig_sampling_rate!r}; accepted is a positive one in Hz.")
-            waveform = _as_mono(waveform, name)
+            waveform = as_mono(waveform, name)
             self._check_length(waveform, orig_sampling_rate, name)
             if num_bad := int(np.count_nonzero(~np.isfinite(waveform))):
                 raise ValueError(f"{name} has {num_bad} NaN or infinite samples among its {len(waveform)}.")
@@ -223,23 +230,3 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
                 f"{name} has {len(waveform)} samples at {sampling_rate} Hz,"
                 f" the model needs at least {min_num_samples} of them."
             )
-
-
-def _as_mono(waveform: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
-    """float32 [S] with a full scale of 1, of [S], [channels, S] or [S, channels] in floats or signed integers."""
-    if isinstance(waveform, torch.Tensor):
-        waveform = waveform.detach().cpu()
-        waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy()
-    waveform = np.asarray(waveform)
-    if np.issubdtype(waveform.dtype, np.signedinteger):
-        waveform = waveform / -float(np.iinfo(waveform.dtype).min)
-    elif not np.issubdtype(waveform.dtype, np.floating):
-        raise ValueError(f"{name} is of {waveform.dtype}; accepted are floats and signed integers.")
-    num_channels = min(waveform.shape) if waveform.ndim == 2 and waveform.shape[0] != waveform.shape[1] else None
-    if waveform.ndim != 1 and (num_channels is None or not 1 <= num_channels <= MAX_NUM_CHANNELS):
-        raise ValueError(
-            f"{name} is of shape {list(waveform.shape)}; accepted are [samples] and, in either order, channels and"
-            f" samples with 1 to {MAX_NUM_CHANNELS} channels and more samples than channels."
-        )
-    waveform = waveform.astype(np.float32)
-    return waveform if num_channels is None else waveform.mean(axis=waveform.shape.index(num_channels))

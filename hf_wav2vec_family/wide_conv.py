@@ -7,6 +7,7 @@ same sums take here.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .fused import WeightCache, eager_on_cpu
 from .precision import dtype_of
@@ -90,6 +91,7 @@ class _ConvolveSpectrum(torch.autograd.Function):
         return output.reshape(len(frames), len(weight), -1)[..., : total + 2 * padding - taps + 1]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor):
         blocks, weight = ctx.saved_tensors
         groups, padding, total, taps = ctx.groups, ctx.padding, ctx.total, weight.shape[-1]

@@ -1,5 +1,8 @@
 """Norms over time: heard window by window, a recording has the statistics of the whole."""
 
+import types
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +10,11 @@ import transformers
 from torch import nn
 
 import hf_wav2vec_family as family
+from hf_wav2vec_family import conv
 from hf_wav2vec_family.conv import MaskedGroupNorm
 from hf_wav2vec_family.decoding.emissions import emissions_of
 from hf_wav2vec_family.frame_places import FramePlaces
-from hf_wav2vec_family.norm_statistics import fixed_norms, measure_norms
+from hf_wav2vec_family.norm_statistics import check_norm_statistics, fixed_norms, measure_norms, norms_over_time
 from hf_wav2vec_family.windows import NormalizedWaveform, Window, windows_of
 
 RATE = 16_000
@@ -81,10 +85,17 @@ def heard_in_windows(model, waveform: np.ndarray, *, left: int, right: int, leng
     return torch.cat(expected).float()[None], found
 
 
-@pytest.mark.parametrize("make", MODELS)
-def test_statistics_of_windows_are_those_of_the_recording(make):
+def adapted():
+    return base(add_adapter=True, num_adapter_layers=2)
+
+
+@pytest.mark.parametrize(
+    ("make", "left", "right", "length"),
+    [*((make, 60, 60, 180) for make in MODELS), (base, 0, 0, 90), (adapted, 1, 0, 9)],
+)
+def test_statistics_of_windows_are_those_of_the_recording(make, left, right, length):
     model = made(make)
-    expected, found = heard_in_windows(model, speechlike(6.0)[:-77], left=60, right=60, length=180)
+    expected, found = heard_in_windows(model, speechlike(6.0)[:-77], left=left, right=right, length=length)
     torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-5)
     # not those of what every norm has that nobody heard
     assert (found[..., 1] - 1).abs().min() > 1e-3
@@ -133,15 +144,43 @@ def test_statistics_count_unless_told_where_a_model_has_one_norm_over_time():
         emissions_of(model, extractor, waveform, norm_statistics="whole")
 
 
+def test_norms_of_code_that_came_with_a_model_are_found():
+    copied = types.ModuleType("hf_wav2vec_family.copied_conv")
+    exec(compile(Path(conv.__file__).read_text(), conv.__file__, "exec"), copied.__dict__)
+    model = nn.Sequential(copied.MaskedGroupNorm(2, 4), nn.GroupNorm(2, 4))
+    assert not isinstance(model[0], MaskedGroupNorm)
+    assert norms_over_time(model) == [model[0]]
+
+
+def test_norms_that_take_no_statistics_are_no_silent_exception():
+    sizes = {"conv_dim": [8] * 7, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    theirs = transformers.Wav2Vec2ForCTC(transformers.Wav2Vec2Config(vocab_size=5, intermediate_size=16, **sizes))
+    assert check_norm_statistics(None, theirs) == "chunk"
+    with pytest.raises(ValueError, match=r"recording.*Wav2Vec2ForCTC whose norms are PyTorch's own"):
+        check_norm_statistics("recording", theirs)
+
+
 def test_a_norm_is_as_before_behind_a_recording_even_if_it_fails():
     norm = MaskedGroupNorm(2, 4)
     frames = torch.randn(3, 4, 9, generator=torch.Generator().manual_seed(0))
     before = norm(frames)
-    with fixed_norms(norm, torch.zeros(1, 2, 2)):
+    with fixed_norms(norm, torch.ones(1, 2, 2)):
         assert not torch.equal(norm(frames), before)
         with pytest.raises(RuntimeError, match="size of tensor"):
             norm(frames[:, :3])
     assert torch.equal(norm(frames), before)
+
+
+def test_a_recording_of_one_window_is_heard_once():
+    model, heard = made(base), []
+    model.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0].shape[1]))
+    places, waveform = FramePlaces.of(model), speechlike(0.5)
+    windows = windows_of(places, 24, length=30, left=2, right=2)
+    statistics = measure_norms(model, model, NormalizedWaveform(waveform, False), windows, places)
+    assert heard == []
+    with torch.no_grad(), fixed_norms(model, statistics):
+        found = model(torch.from_numpy(waveform)[None]).logits
+    torch.testing.assert_close(found, model(torch.from_numpy(waveform)[None]).logits)
 
 
 def test_padding_is_silent_beside_frames_with_statistics_of_a_recording():

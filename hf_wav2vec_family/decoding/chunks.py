@@ -73,7 +73,7 @@ def hear_in_chunks(
     windows = windows_of(places, total, length=length, left=context, right=context)
     prepared = NormalizedWaveform(waveform, feature_extractor.do_normalize)
     choice, statistics = check_norm_statistics(norm_statistics, model), None
-    if len(windows) > 1 and choice == "recording":
+    if choice == "recording":
         statistics = measure_norms(hear, model, prepared, windows, places)
 
     table: Tensor | None = None
