@@ -69,10 +69,10 @@ def measure_norms(
     """
     norms = norms_over_time(model)
     first = next(model.parameters())
-    if len(windows) == 1:
-        return torch.zeros(1, sum(norm.num_groups for norm in norms), 2, device=first.device)
     # what leaves all as it is; a norm of which no pass hears keeps it
     found = torch.tensor([0.0, 1.0], device=first.device).repeat(1, sum(norm.num_groups for norm in norms), 1)
+    if len(windows) == 1:
+        return torch.zeros_like(found)
     parts = dict(zip(norms, _parts(found, norms), strict=True))
     samples = torch.zeros(1, places.needed + places.hop, device=first.device, dtype=first.dtype)
     for norm, rate in _in_order(hear, model, samples, found, places.hop):

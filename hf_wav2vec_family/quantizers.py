@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .fused import choose_rows, eager
+from .fused import choose_rows, eager_on_cpu
 
 
 @dataclass
@@ -195,7 +195,7 @@ class GumbelVectorQuantizer(nn.Module):
         books = books.expand(self.num_groups, -1, -1)
         offsets = torch.arange(self.num_groups, device=codes.device) * self.num_codevectors
         rows = codes + offsets
-        if soft_choice is not None and eager(codes):
+        if soft_choice is not None and eager_on_cpu(codes):
             return choose_rows(books, soft_choice, rows).flatten(-2)
         chosen = torch.nn.functional.embedding(rows, books.flatten(0, 1))  # [B, T, G, d]
         if soft_choice is not None:

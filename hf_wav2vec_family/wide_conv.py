@@ -52,6 +52,11 @@ def _pad(frames: Tensor, taps: int, padding: int) -> Tensor:
     return F.pad(frames, (padding, wanted - total - padding))
 
 
+def _join(blocks: Tensor, taps: int, total_out: int) -> Tensor:
+    """Of blocks [B, groups, C / groups, blocks, 2 * taps] what no tap wraps around in, [B, C, total_out]."""
+    return blocks[..., : taps + 1].flatten(-2).flatten(1, 2)[..., :total_out]
+
+
 def convolve_spectrum(
     hidden_states: Tensor, spectrum: Tensor, bias: Tensor | None, *, taps: int, groups: int, padding: int
 ) -> Tensor:
@@ -61,9 +66,8 @@ def convolve_spectrum(
     """
     batch_size, _, total = hidden_states.shape
     blocks = _spectra_of(_pad(hidden_states, taps, padding), groups, size=2 * taps, hop=taps + 1)
-    output = _frames_of(torch.bmm(blocks, spectrum), groups, batch_size=batch_size, size=2 * taps)
-    output = output[..., : taps + 1].reshape(batch_size, -1, _num_blocks(total, taps, padding) * (taps + 1))
-    output = output[..., : total + 2 * padding - taps + 1]
+    frames = _frames_of(torch.bmm(blocks, spectrum), groups, batch_size=batch_size, size=2 * taps)
+    output = _join(frames, taps, total + 2 * padding - taps + 1)
     return output if bias is None else output + bias[:, None]
 
 
@@ -80,15 +84,14 @@ class _ConvolveSpectrum(torch.autograd.Function):
         blocks = _spectra_of(_pad(frames, taps, padding), groups, size=2 * taps, hop=taps + 1)
         conjugate = blocks.conj().resolve_conj()
         product = torch.empty(*blocks.shape[:2], len(weight) // groups, dtype=blocks.dtype)
-        for part, filters, made in zip(
-            *(values.chunk(groups) for values in (conjugate, weight, product)), strict=True
-        ):
+        groupwise = (values.chunk(groups) for values in (conjugate, weight, product))
+        for part, filters, made in zip(*groupwise, strict=True):
             spectrum = torch.fft.rfft(filters, n=2 * taps)  # [C' / groups, C / groups, F]
             torch.bmm(part, spectrum.permute(2, 1, 0).contiguous(), out=made)
         ctx.save_for_backward(blocks, weight)
         ctx.groups, ctx.padding, ctx.total = groups, padding, total
-        output = _frames_of(product.conj(), groups, batch_size=len(frames), size=2 * taps)[..., : taps + 1]
-        return output.reshape(len(frames), len(weight), -1)[..., : total + 2 * padding - taps + 1]
+        output = _frames_of(product.conj(), groups, batch_size=len(frames), size=2 * taps)
+        return _join(output, taps, total + 2 * padding - taps + 1)
 
     @staticmethod
     @once_differentiable
