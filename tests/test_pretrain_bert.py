@@ -314,6 +314,16 @@ def test_every_dropout_is_the_fast_one_and_changes_nothing_else(monkeypatch):
     torch.testing.assert_close(found[mask == 1], theirs(input_ids, attention_mask=mask).logits[mask == 1])
 
 
+def test_a_configuration_that_made_one_makes_transformers_own_with_its_own_attention():
+    config = transformers.RobertaConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    ours = RobertaForMaskedLM(config)
+    theirs = transformers.RobertaForMaskedLM(config)
+    assert ours.config._attn_implementation == "sdpa_with_dropout"
+    assert theirs.config._attn_implementation == "sdpa"
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_shrunk_trains_two_steps(tiny, path):
     recipe = tiny(path=path)

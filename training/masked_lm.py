@@ -3,6 +3,8 @@
 Dropout and attention are those of fused.py, which a CPU is faster with; a GPU has Transformers' own.
 """
 
+import copy
+
 import transformers
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -20,7 +22,7 @@ class RobertaForMaskedLM(transformers.RobertaForMaskedLM):
     """Transformers' own, by the same name, so that what is saved is loaded as that."""
 
     def __init__(self, config: transformers.RobertaConfig):
-        super().__init__(config)
+        super().__init__(copy.deepcopy(config))  # its attention is named there, for this model alone
         for parent in list(self.modules()):
             for name, child in parent.named_children():
                 if type(child) is nn.Dropout:
