@@ -2,11 +2,13 @@
 
 python -m benchmarks.gpu --output gpu.json
 
-In one process and in turns: Transformers eagerly and compiled, ours eagerly, compiled to one graph, and compiled with
-CUDA graphs; bfloat16 by autocast, sdpa, dropout on, fused AdamW. Transformers is given masks and distractors that are
-ready; ours draws them in the step. The share of the matrix rate is that of a product of 8192-cubes in the same run.
-`python -m benchmarks.pretraining_step --device cuda` compares loss and gradients of the two sides. `--output` is
-written after every group of rows; compiling takes a minute or more for each way and shape.
+In one process and in turns, each side eagerly, compiled, and compiled with CUDA graphs, ours to one graph; the same
+weights, bfloat16 by autocast, sdpa, dropout on, fused AdamW. Transformers is given masks and distractors that are
+ready; ours draws them in the step. Loss, every gradient and logits of the two sides are compared first, in float32
+without dropout. The share of the matrix rate is that of a product of 8192-cubes in the same run.
+
+`--output` is written after every group of rows. Compiling takes a minute or more for each way and shape, so that all
+of it takes about an hour; `--sizes`, `--seconds`, `--batches` and `--ways` take parts of it.
 """
 
 import json
@@ -16,10 +18,12 @@ import torch
 from torch import nn
 
 from .comparing import Action, circumstances, options_of, peak_bytes, prepare, seconds_of
-from .pretraining_step import make_step
-from .wav2vec2_sizes import SIZES, noise, one_side, pretraining_batch, training_flop
+from .ctc_inference import logits_difference
+from .pretraining_step import equality_of_steps, make_step
+from .wav2vec2_sizes import SIZES, noise, num_frames_of, peer_and_ours, pretraining_batch, training_flop
 
-WAYS = ("transformers", "transformers, compiled", "ours", "ours, compiled", "ours, CUDA graphs")
+FORMS = ("", ", compiled", ", CUDA graphs")
+WAYS = tuple(side + form for side in ("transformers", "ours") for form in FORMS)
 
 
 def matrix_rate(device: str) -> float:
@@ -30,11 +34,12 @@ def matrix_rate(device: str) -> float:
     return 2 * size**3 / statistics.median([seconds_of(product, device) for _ in range(10)][3:])
 
 
-def compiled(model: nn.Module, way: str) -> nn.Module:
-    """The model as `way` runs it; ours has to be one graph."""
+def model_of(way: str, size: str, task: str, device: str) -> nn.Module:
+    """One of the two sides, compiled as `way` says; ours has to be one graph."""
+    own = way.startswith("ours")
+    model = peer_and_ours(size, task, device)[own]
     if "," not in way:
         return model
-    own = way.startswith("ours")
     # of ours the model itself: what it stands behind gives its loss another form
     inner = model.model if own else model
     inner.compile(fullgraph=own, dynamic=False, mode="reduce-overhead" if "graphs" in way else None)
@@ -55,17 +60,17 @@ def in_turns(actions: dict[str, Action], rounds: int, device: str) -> dict[str, 
 
 
 def training_rows(options, size: str, seconds: float, batch_size: int, rate: float) -> list[dict]:
+    torch.compiler.reset()  # or what other shapes compiled counts towards the limit of this one's
     batch = pretraining_batch(batch_size, seconds, options.device)
     drawn = {"input_values": batch["input_values"]}
     steps, peaks = {}, {}
     for way in options.ways:
-        side = "ours" if way.startswith("ours") else "peer"
-        model = compiled(one_side(side, size, "pretraining", options.device).train(), way)
-        steps[way] = make_step(model, drawn if side == "ours" else batch, options)
-        steps[way]()
         # the other ways' weights are no part of what this one needs
-        resting = torch.cuda.memory_allocated() if options.device == "cuda" else 0
-        peaks[way] = peak_bytes(steps[way], options.device) - resting
+        of_others = torch.cuda.memory_allocated() if options.device == "cuda" else 0
+        model = model_of(way, size, "pretraining", options.device).train()
+        steps[way] = make_step(model, drawn if way.startswith("ours") else batch, options)
+        steps[way]()
+        peaks[way] = peak_bytes(steps[way], options.device) - of_others
     medians = in_turns(steps, options.rounds, options.device)
     flop = training_flop(size, batch_size, seconds)
     first = next(iter(medians.values()))
@@ -83,11 +88,11 @@ def training_rows(options, size: str, seconds: float, batch_size: int, rate: flo
 
 
 def inference_rows(options, size: str, batch_size: int, seconds: float) -> list[dict]:
+    torch.compiler.reset()
     waveforms = noise(batch_size, seconds, options.device)
     actions = {}
     for way in options.ways:
-        side = "ours" if way.startswith("ours") else "peer"
-        model = compiled(one_side(side, size, "ctc", options.device).eval(), way)
+        model = model_of(way, size, "ctc", options.device).eval()
 
         def infer(model=model):
             with torch.inference_mode(), torch.autocast(options.device, torch.bfloat16):
