@@ -1,12 +1,14 @@
-"""Contrastive loss and quantizer of wav2vec 2.0 against Transformers': loss, gradients, memory kept for them.
+"""Contrastive loss and quantizer of wav2vec 2.0 against Transformers' and fairseq's: loss, gradients, memory kept.
 
 python -m benchmarks.wav2vec2_parts --seconds 5
 
 Transformers gathers the vectors of all distractors of every frame and multiplies all codevectors by one-hot vectors;
-its own functions are called. Both sides get the same frames, masks, distractors and Gumbel noise.
+its own functions are called. fairseq does the same with the masked frames alone; see `fairseq_forms.py`. All sides get
+the same frames, masks, distractors and Gumbel noise.
 """
 
 import json
+from typing import NamedTuple
 from unittest import mock
 
 import torch
@@ -19,44 +21,68 @@ from hf_wav2vec_family.contrastive import contrastive_scores, info_nce, sample_n
 from hf_wav2vec_family.masking import masked_frames, max_masked_frames, sample_span_mask, take_frames
 from hf_wav2vec_family.quantizers import GumbelVectorQuantizer
 
-from .comparing import compare, differences, options_of, prepare, report
+from . import fairseq_forms
+from .comparing import Way, compare, differences, options_of, prepare, report
 from .wav2vec2_sizes import SIZES, num_frames_of
 
 MASK = {"mask_prob": 0.65, "mask_length": 10}
 TEMPERATURE = 2.0
 
 
+class Case(NamedTuple):
+    """One part at one size: the ways to its loss by the names of their sides, and what they are differentiated by."""
+
+    name: str
+    peers: dict[str, Way]
+    ours: Way
+    inputs: list[Tensor]
+
+
 def random_mask(batch_size: int, total: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Masked frames [B, T]; their places [B, M] and which of them are taken."""
+    """Masked frames [B, T], equally many in each row, as fairseq wants; their places [B, M] and which are taken."""
     mask = sample_span_mask(torch.full((batch_size,), total), total, **MASK)
+    mask = mask & (mask.cumsum(dim=1) <= mask.sum(dim=1).min())
     return mask, *masked_frames(mask, max_masked_frames(total, **MASK))
 
 
-def contrastive_case(batch_size: int, total: int, width: int, num_negatives: int = 100):
+def contrastive_case(batch_size: int, total: int, width: int, num_negatives: int = 100) -> Case:
     mask, index, valid = random_mask(batch_size, total)
-    predictions, targets = (torch.randn(batch_size, total, width, requires_grad=True) for _ in range(2))
-    places = sample_negatives(valid, num_negatives)
+    predictions, targets = (torch.randn(batch_size, total, width) for _ in range(2))
     rows = torch.arange(batch_size)[:, None, None]
+    # the first two masked frames of a row have one target, all others their own
+    targets[rows[:, 0], index[:, 1:2]] = targets[rows[:, 0], index[:, :1]]
+    codes = torch.arange(index.shape[1]).repeat(batch_size, 1)
+    codes[:, 1] = codes[:, 0]
+    for values in (predictions, targets):
+        values.requires_grad_()
+    places = sample_negatives(valid, num_negatives)
     negatives = torch.zeros(batch_size, total, num_negatives, dtype=torch.long)
     negatives[rows, index.unsqueeze(-1), torch.arange(num_negatives)] = index[rows, places] + rows * total
-    codes = torch.arange(index.shape[1]).expand(index.shape)  # no two targets are alike
     scores_of = transformers.Wav2Vec2ForPreTraining.compute_contrastive_logits
 
-    def peer() -> Tensor:
+    def stock() -> Tensor:  # what `forward` of its model does around `scores_of`
         gathered = targets.view(-1, width)[negatives.view(-1)].view(batch_size, total, -1, width).permute(2, 0, 1, 3)
+        same = (targets == gathered).all(dim=-1)  # [N, B, T]
         logits = scores_of(targets[None], gathered, predictions, 0.1)
+        if same.any():
+            logits[1:][same] = -torch.inf
         logits = logits.transpose(0, 2).reshape(-1, logits.size(0))
         labels = ((1 - mask.long()) * -100).transpose(0, 1).flatten()
         return F.cross_entropy(logits.float(), labels, reduction="sum")
+
+    def fairseq() -> Tensor:
+        chosen = (values[mask].view(batch_size, -1, width) for values in (predictions, targets))
+        return fairseq_forms.contrastive_loss(*chosen, places, 0.1)
 
     def ours() -> Tensor:
         chosen = (take_frames(values, index) for values in (predictions, targets))
         return info_nce(contrastive_scores(*chosen, places, codes, temperature=0.1), valid).loss * valid.sum()
 
-    return f"contrastive loss, {batch_size} x {total} frames of {width}", peer, ours, [predictions, targets]
+    name = f"contrastive loss, {batch_size} x {total} frames of {width}"
+    return Case(name, {"Transformers": stock, "fairseq": fairseq}, ours, [predictions, targets])
 
 
-def quantizer_case(batch_size: int, total: int, codevector_dim: int):
+def quantizer_case(batch_size: int, total: int, codevector_dim: int) -> Case:
     config = transformers.Wav2Vec2Config(codevector_dim=codevector_dim)
     theirs = Wav2Vec2GumbelVectorQuantizer(config).train()
     theirs.temperature = TEMPERATURE
@@ -77,17 +103,23 @@ def quantizer_case(batch_size: int, total: int, codevector_dim: int):
         soft = torch.softmax((logits + noise.view_as(logits)) / tau, dim=-1)
         return F.one_hot(soft.argmax(dim=-1), entries).to(soft.dtype) - soft.detach() + soft
 
-    def peer() -> Tensor:
+    def stock() -> Tensor:
         with mock.patch.object(F, "gumbel_softmax", add_noise):
             quantized, perplexity = theirs(frames, mask_time_indices=mask)
         return (quantized * direction * mask.unsqueeze(-1)).sum() + perplexity
+
+    def fairseq() -> Tensor:
+        chosen, noise_here = (values[mask].unflatten(0, (batch_size, -1)) for values in (frames, noise))
+        found = fairseq_forms.gumbel_quantizer(own, chosen, noise_here, TEMPERATURE)
+        return (found.quantized.flatten(0, 1) * direction[mask]).sum() + found.perplexity
 
     def ours() -> Tensor:
         with mock.patch("hf_wav2vec_family.quantizers.sample_gumbel", return_value=noise_of_places):
             found = own(take_frames(frames, index), TEMPERATURE, valid=valid)
         return (found.quantized * take_frames(direction, index) * valid.unsqueeze(-1)).sum() + found.perplexity
 
-    return f"quantizer, {batch_size} x {total} frames to {codevector_dim}", peer, ours, [frames, *theirs.parameters()]
+    name = f"quantizer, {batch_size} x {total} frames to {codevector_dim}"
+    return Case(name, {"Transformers": stock, "fairseq": fairseq}, ours, [frames, *theirs.parameters()])
 
 
 def main():
@@ -101,10 +133,12 @@ def main():
         width = SIZES[size].get("codevector_dim", 256)
         shape = (options.batch_size, num_frames_of(int(16_000 * options.seconds)), width)
         for make in (contrastive_case, quantizer_case):
-            name, peer, ours, inputs = make(*shape)
-            equality = differences(peer, ours, inputs, tolerance=1e-4)
-            cases.append({"case": name, **compare(peer, ours, options.rounds), **equality})
-            print(json.dumps(cases[-1]), flush=True)
+            case = make(*shape)
+            for side, peer in case.peers.items():
+                equality = differences(peer, case.ours, case.inputs, tolerance=1e-4)
+                name = f"{case.name}, against {side}"
+                cases.append({"case": name, **compare(peer, case.ours, options.rounds), **equality})
+                print(json.dumps(cases[-1]), flush=True)
     report(options, cases)
 
 

@@ -32,7 +32,8 @@ def ctc_loss(
 
     Raises:
         ValueError: labels outside the vocabulary, blanks among them, or more than the frames can spell, where labels
-            and lengths are on the CPU; the rows of the batch are named. An accelerator is never waited for.
+            and lengths are on the CPU; the rows of the batch are named. No accelerator is waited for to check them;
+            PyTorch's loss itself waits for the lengths.
     """
     labels = in_front(labels)
     refuse_bad_labels(labels, num_frames, vocab_size=logits.shape[-1], blank=blank, allow_unreachable=zero_infinity)
