@@ -3,7 +3,8 @@
 python -m benchmarks.exported                                                 random weights in the papers' sizes
 python -m benchmarks.exported runs/mine-ctc/model --data /my/corpus --split dev
 
-Latency is the median over `--rounds` of one clip of `--seconds`, PyTorch and both graphs in turn. `agreement` is the
+Latency is the median over `--rounds` of one clip of `--seconds`, PyTorch and both graphs in turn, each with a mask of
+ones; of wav2vec 2.0 Transformers' own model, with the same weights, is a column beside ours. `agreement` is the
 share of frames whose best symbol is that of PyTorch: of the utterances of a corpus, whose greedy text gives the CER
 too, or of a clip of noise, which with random weights is only a hint.
 """
@@ -21,10 +22,12 @@ import jiwer
 import numpy as np
 import onnxruntime
 import torch
-from transformers import AutoProcessor
+import transformers
+from transformers import AutoProcessor, PreTrainedModel
 
 import hf_wav2vec_family as family
 from hf_wav2vec_family.audio_reading import read_audio
+from hf_wav2vec_family.decoding.emissions import frame_scores
 from hf_wav2vec_family.decoding.spelling import letter_case
 from hf_wav2vec_family.export import export_model
 from hf_wav2vec_family.export.opening import model_class
@@ -50,22 +53,24 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 
 def runners(folder: Path, exported: Path, threads: int) -> dict[str, Run]:
-    """PyTorch and both graphs."""
-    model = model_class(folder).from_pretrained(folder).eval()
-
-    @torch.inference_mode()
-    def in_torch(waveform):
-        outputs = model(torch.from_numpy(waveform))
-        emissions = outputs.get("emissions")
-        return (outputs.logits if emissions is None else emissions).numpy()
-
+    """PyTorch, Transformers' PyTorch where it has the model, and both graphs."""
+    kind = model_class(folder)
+    runs = {"torch": partial(in_torch, kind.from_pretrained(folder).eval())}
+    if kind is family.Wav2Vec2ForCTC:
+        peer = transformers.Wav2Vec2ForCTC.from_pretrained(folder, attn_implementation="sdpa")
+        runs["transformers"] = partial(in_torch, peer.eval())
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
-    runs = {"torch": in_torch}
     for name, file in (("onnx", MODEL), ("int8", QUANTIZED)):
         session = onnxruntime.InferenceSession(exported / file, options, providers=["CPUExecutionProvider"])
         runs[name] = partial(in_graph, session)
     return runs
+
+
+@torch.inference_mode()
+def in_torch(model: PreTrainedModel, waveform: np.ndarray) -> np.ndarray:
+    attention_mask = torch.ones(waveform.shape, dtype=torch.long)
+    return frame_scores(model(torch.from_numpy(waveform), attention_mask=attention_mask)).numpy()
 
 
 def in_graph(session: onnxruntime.InferenceSession, waveform: np.ndarray) -> np.ndarray:
@@ -91,7 +96,8 @@ def latencies(runs: dict[str, Run], seconds: float, rounds: int) -> dict[str, fl
 def agreement(best: dict[str, list[np.ndarray]]) -> dict[str, float]:
     """Of the symbols [T] that each run finds best in each clip."""
     joined = {name: np.concatenate(symbols) for name, symbols in best.items()}
-    return {f"agreement_{name}": float((joined[name] == joined["torch"]).mean()) for name in ("onnx", "int8")}
+    others = [name for name in joined if name != "torch"]
+    return {f"agreement_{name}": float((joined[name] == joined["torch"]).mean()) for name in others}
 
 
 def on_noise(runs: dict[str, Run], seconds: float) -> dict[str, float]:
@@ -145,10 +151,11 @@ def main():
     about = {**circumstances(options), "onnxruntime": onnxruntime.__version__, "clip_seconds": options.seconds}
     rows = [measure(str(folder), folder, options.data, options) for folder in options.models]
     rows += [] if options.models else [random_model(name, options) for name in options.only]
-    columns = list(rows[0])
+    columns = list(dict.fromkeys(column for row in rows for column in row))
     print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
     for row in rows:
-        cells = [row[column] if isinstance(row[column], str) else f"{row[column]:.4g}" for column in columns]
+        values = [row.get(column, "") for column in columns]
+        cells = [value if isinstance(value, str) else f"{value:.4g}" for value in values]
         print("| " + " | ".join(cells) + " |")
     if options.output:
         options.output.write_text(json.dumps({**about, "models": rows}, indent=1) + "\n")

@@ -189,4 +189,8 @@ class WeightCache:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+    if a.dtype != b.dtype or a.device != b.device:
+        return False
+    # numbers of half precision are compared one by one, bits are not
+    bits = torch.int16 if a.dtype in (torch.bfloat16, torch.float16) else a.dtype
+    return torch.equal(a.view(bits), b.view(bits))

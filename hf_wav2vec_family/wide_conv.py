@@ -4,6 +4,8 @@ A CPU multiplies every tap, and cuDNN does not make use of groups of few channel
 same sums take here.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from .precision import dtype_of
 
 HOP = 8
 FRAMES_PER_TAP = 3  # that a spectrum pays from which is made for one step of training
+HALF = (torch.bfloat16, torch.float16)
 
 
 def convolution_spectrum(weight: Tensor, groups: int) -> Tensor:
@@ -187,12 +190,22 @@ def convolve_blocks(
     return output if bias is None else output + bias.to(dtype)[:, None]
 
 
+def _whole_weight(conv: nn.Conv1d) -> Tensor:
+    """The weight, which is not rounded when weight norm puts it together from parts in half precision."""
+    return conv.weight if conv.weight.dtype == torch.float32 else copy.deepcopy(conv).float().weight
+
+
 class WideConvolution:
     """A convolution of stride 1 over many taps: on a GPU in blocks, on a CPU through a spectrum.
 
     That is worth it for clips at least as long as the convolution is wide, since the spectrum has to be read whole for
     the shortest; it is cached, but for training, which makes it anew in each step and needs a few such clips. Under
-    autocast it stays in float32.
+    autocast it stays in float32, as it does for weights of half precision, which have none in training.
+
+    Where there is no spectrum, weight norm puts the weight together in every call. A copy of it would have to be
+    compared with its two parts, which reads as much and takes as long, and on a GPU makes the host wait; a version
+    number misses what is written through `.data`. `parametrize.remove_parametrizations(conv, "weight")` folds it for
+    good, and changes the names of the weights.
     """
 
     def __init__(self):
@@ -207,7 +220,9 @@ class WideConvolution:
         parts = list(conv.parameters())
         learns, total = torch.is_grad_enabled(), hidden_states.shape[-1]
         gains = taps >= 64 and total >= taps and (not learns or len(hidden_states) * total >= FRAMES_PER_TAP * taps)
-        if not gains or parts[0].dtype != torch.float32 or not eager_on_cpu(hidden_states):
+        dtype = parts[0].dtype
+        has_spectrum = dtype == torch.float32 or (dtype in HALF and not learns)
+        if not gains or not has_spectrum or not eager_on_cpu(hidden_states):
             return conv(hidden_states)
 
         place = {"groups": conv.groups, "padding": conv.padding[0]}
@@ -216,6 +231,6 @@ class WideConvolution:
             made = _ConvolveSpectrum.apply(hidden_states.float(), conv.weight, *place.values())
             made = made if conv.bias is None else made + conv.bias[:, None]
         else:
-            spectrum = self.spectrum.get(parts, lambda: convolution_spectrum(conv.weight, conv.groups))
+            spectrum = self.spectrum.get(parts, lambda: convolution_spectrum(_whole_weight(conv), conv.groups))
             made = convolve_spectrum(hidden_states.float(), spectrum, conv.bias, taps=taps, **place)
         return made.to(dtype_of(parts[0]))

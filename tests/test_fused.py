@@ -218,6 +218,32 @@ def test_a_spectrum_serves_clips_of_every_length(total):
         assert convolution.spectrum._entry[1] is spectrum
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision_have_a_spectrum_at_least_as_exact_as_their_convolution(dtype):
+    conv, convolution = positional_convolution().to(dtype), WideConvolution()
+    hidden_states = torch.randn(2, 32, 499).to(dtype)
+    with torch.no_grad():
+        exact = copy.deepcopy(conv).double()(hidden_states.double())
+        found, plain = convolution(conv, hidden_states), conv(hidden_states)
+        assert found.dtype == dtype
+        assert convolution.spectrum._entry[1].dtype == torch.complex64
+        assert (found - exact).norm() <= (plain - exact).norm()
+        # no further from it than rounding the result
+        torch.testing.assert_close(found, exact.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-5)
+        conv.parametrizations.weight.original1.data[3, 2, 1] += 10
+        torch.testing.assert_close(convolution(conv, hidden_states), conv(hidden_states), atol=0.03, rtol=0.03)
+
+
+def test_weights_in_half_precision_learn_what_their_convolution_does():
+    conv = positional_convolution().requires_grad_(True).bfloat16()
+    hidden_states = torch.randn(2, 32, 499).bfloat16().requires_grad_()
+    found, expected = WideConvolution()(conv, hidden_states), conv(hidden_states)
+    assert torch.equal(found, expected)
+    inputs, direction = (hidden_states, *conv.parameters()), torch.randn_like(expected)
+    for a, b in zip(*(torch.autograd.grad(y, inputs, direction) for y in (found, expected)), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("change", ["in place", "through data", "one weight", "loaded", "bias"])
 def test_a_cached_spectrum_notices_weights_that_change(change):
     conv, convolution = positional_convolution(), WideConvolution()

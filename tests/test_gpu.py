@@ -12,10 +12,11 @@ from interruptions import killed_in_batch
 from omegaconf import OmegaConf
 from test_asg import slow_loss
 from test_training import checkpoint_weights, corpus, run_stage, tiny, values  # noqa: F401  (two are fixtures)
-from test_wav2vec2 import VARIANTS, masks_and_negatives_of_transformers, pretraining_model, ragged_batch
+from test_wav2vec2 import VARIANTS, config, masks_and_negatives_of_transformers, pretraining_model, ragged_batch
 
 import hf_wav2vec_family as family
 from hf_wav2vec_family.asg import asg_loss
+from hf_wav2vec_family.length_buckets import LengthBuckets
 from training import finetune, pretrain
 
 ROOT = Path(__file__).parents[1]
@@ -73,6 +74,20 @@ def test_wide_positional_convolutions_are_the_same_on_a_gpu(kernels):
         frames = torch.randn(2, total, 32)
         expected = model.cpu()(frames)
         torch.testing.assert_close(model.cuda()(frames.cuda()).cpu(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_buckets_on_a_gpu_answer_as_the_plain_model_on_a_cpu(variant):
+    torch.manual_seed(0)
+    model = family.Wav2Vec2ForCTC(config(variant)).eval()
+    batches = [ragged_batch(*lengths) for lengths in ((16_000, 9_876), (11_000, 7_000), (5_000,))]
+    with torch.no_grad():
+        expected = [model(*batch).logits for batch in batches]
+    buckets = LengthBuckets(model.cuda(), lengths=[8_000, 16_000], batch_sizes=[1, 2])
+    found = [buckets(*(values.cuda() for values in batch)) for _ in range(3) for batch in batches]
+    for logits, plain, (_, mask) in zip(found, 3 * expected, 3 * batches, strict=True):
+        valid = model.frame_mask(mask, plain.shape[1])
+        torch.testing.assert_close(logits.cpu()[valid], plain[valid], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
