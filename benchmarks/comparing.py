@@ -51,6 +51,7 @@ def prepare(options: argparse.Namespace):
         os.execve(sys.executable, sys.orig_argv, {**others, **chosen})
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    torch.backends.cudnn.allow_tf32 = False  # or float32 is not what it is called
     print(json.dumps(circumstances(options)), flush=True)
 
 

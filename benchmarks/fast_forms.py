@@ -108,7 +108,6 @@ def main():
     options = parser.parse_args()
     prepare(options)
     torch.set_default_device(options.device)
-    torch.backends.cudnn.allow_tf32 = False  # or float32 is not what it is called
     total = num_frames_of(int(16_000 * options.seconds))
     on_cpu = options.device == "cpu"
     cases = [spectrum_case(frames, options.rounds) for frames in (total, 2 * total)] if on_cpu else []

@@ -11,6 +11,7 @@ without dropout. The share of the matrix rate is that of a product of 8192-cubes
 of it takes about an hour; `--sizes`, `--seconds`, `--batches` and `--ways` take parts of it.
 """
 
+import gc
 import json
 import statistics
 
@@ -18,9 +19,9 @@ import torch
 from torch import nn
 
 from .comparing import Action, circumstances, options_of, peak_bytes, prepare, seconds_of
-from .ctc_inference import logits_difference
+from .ctc_inference import check
 from .pretraining_step import equality_of_steps, make_step
-from .wav2vec2_sizes import SIZES, noise, num_frames_of, peer_and_ours, pretraining_batch, training_flop
+from .wav2vec2_sizes import SIZES, noise, peer_and_ours, pretraining_batch, training_flop
 
 FORMS = ("", ", compiled", ", CUDA graphs")
 WAYS = tuple(side + form for side in ("transformers", "ours") for form in FORMS)
@@ -46,6 +47,15 @@ def model_of(way: str, size: str, task: str, device: str) -> nn.Module:
     return model
 
 
+def check_equality(size: str, device: str):
+    """ValueError where loss, a gradient or logits of the two sides differ, in float32 on two clips."""
+    equality_of_steps(*peer_and_ours(size, "pretraining", device), pretraining_batch(2, 2.0, device))
+    sides = dict(zip(("peer", "ours"), peer_and_ours(size, "ctc", device), strict=True))
+    for model in sides.values():
+        model.eval()
+    check(sides, f"CTC, {size}", {"input_values": noise(1, 2.0, device)})
+
+
 def in_turns(actions: dict[str, Action], rounds: int, device: str) -> dict[str, float]:
     """Median seconds of each, all of them once per round, the order turned by one each time."""
     names = list(actions)
@@ -68,6 +78,7 @@ def training_rows(options, size: str, seconds: float, batch_size: int, rate: flo
         # the other ways' weights are no part of what this one needs
         of_others = torch.cuda.memory_allocated() if options.device == "cuda" else 0
         model = model_of(way, size, "pretraining", options.device).train()
+        gc.collect()  # the side that only lent its weights
         steps[way] = make_step(model, drawn if way.startswith("ours") else batch, options)
         steps[way]()
         peaks[way] = peak_bytes(steps[way], options.device) - of_others
@@ -136,6 +147,7 @@ def main():
             options.output.write_text(json.dumps(found, indent=1) + "\n")
 
     for size in options.sizes:
+        check_equality(size, options.device)
         for seconds in options.seconds:
             audio = options.audio_seconds / (2 if size == "large" else 1)
             add(training_rows(options, size, seconds, max(int(audio / seconds), 1), rate))

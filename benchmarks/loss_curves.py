@@ -5,7 +5,7 @@ python -m benchmarks.loss_curves --device cuda --size base --steps 500
 The same weights, batches, masks and distractors step by step, in float32 eagerly and in bfloat16 compiled; dropout and
 Gumbel noise are drawn by each. Curves are averaged over windows of steps. The two ways agree if curves of one seed lie
 no further apart than those of two seeds do, and all of them have fallen. Clips are chains of random sounds of 80 ms in
-noise: there is something to predict. `--output` is written after each curve, and a curve that it has is not made again.
+noise: there is something to predict. `--output` is written after each curve; a curve that it has is not made again.
 """
 
 import argparse

@@ -4,8 +4,8 @@ python -m benchmarks.pretraining_step --size base --dtype float32 --threads 2
 
 Both sides have the same weights, waveforms, masks and distractors; without dropout their loss and every gradient are
 compared in float32 before anything is timed. `--draw` lets each side draw masks and distractors in the step, as it
-does in training. `--memory` measures the peak of one step of each side in a process of its own instead, with glibc's
-default allocator.
+does in training. `--memory` measures the peak of a step of each side in a process of its own instead, with glibc's
+default allocator: of the second one, when the optimizer has its moments.
 """
 
 import argparse
@@ -16,11 +16,13 @@ import sys
 from contextlib import nullcontext
 
 import torch
+from torch import nn
 
 from .comparing import (
     TUNED_ALLOCATOR,
     Action,
     alternate,
+    circumstances,
     differences,
     options_of,
     peak_bytes,
@@ -39,7 +41,7 @@ from .wav2vec2_sizes import (
 )
 
 
-def make_step(model: torch.nn.Module, batch: dict, options: argparse.Namespace) -> Action:
+def make_step(model: nn.Module, batch: dict, options: argparse.Namespace) -> Action:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.01, fused=True)
     half = options.dtype == "bfloat16"
 
@@ -54,6 +56,26 @@ def make_step(model: torch.nn.Module, batch: dict, options: argparse.Namespace) 
     return step
 
 
+def equality_of_steps(peer: nn.Module, ours: nn.Module, batch: dict) -> dict[str, float]:
+    """How much loss and gradients differ in float32 without dropout; ValueError if it is too much."""
+    own, theirs = dict(ours.model.named_parameters()), with_gradients(peer.named_parameters())
+    with without_dropout(peer, ours):
+        return differences(
+            lambda: peer(**batch).loss,
+            lambda: ours(**batch).loss,
+            list(theirs.values()),
+            tolerance=1e-4,
+            found_inputs=[own[name] for name in theirs],
+        )
+
+
+def step_of(side: str, model: nn.Module, batch: dict, options: argparse.Namespace) -> Action:
+    """A step of `model` as the options want it, in training mode."""
+    given = {"input_values": batch["input_values"]} if options.draw and side == "ours" else batch
+    model.train()
+    return make_step(torch.compile(model, dynamic=False) if options.compile else model, given, options)
+
+
 def batch_of(options: argparse.Namespace) -> dict:
     return pretraining_batch(options.batch_size, options.seconds, options.device)
 
@@ -61,25 +83,9 @@ def batch_of(options: argparse.Namespace) -> dict:
 def time_steps(options: argparse.Namespace) -> dict:
     peer, ours = peer_and_ours(options.size, "pretraining", options.device)
     batch = batch_of(options)
-    equality = {}
-    if not options.unchecked:
-        own = dict(ours.model.named_parameters())
-        theirs = with_gradients(peer.named_parameters())
-        with without_dropout(peer, ours):
-            equality = differences(
-                lambda: peer(**batch).loss,
-                lambda: ours(**batch).loss,
-                list(theirs.values()),
-                tolerance=1e-4,
-                found_inputs=[own[name] for name in theirs],
-            )
-    given = {"input_values": batch["input_values"]} if options.draw else batch
-    peer.train(), ours.train()
-    if options.compile:
-        peer, ours = torch.compile(peer, dynamic=False), torch.compile(ours, dynamic=False)
-    measured = alternate(
-        make_step(peer, batch, options), make_step(ours, given, options), options.rounds, options.device
-    )
+    equality = {} if options.unchecked else equality_of_steps(peer, ours, batch)
+    steps = [step_of(name, model, batch, options) for name, model in (("peer", peer), ("ours", ours))]
+    measured = alternate(*steps, options.rounds, options.device)
     flop = training_flop(options.size, options.batch_size, options.seconds)
     return {
         "case": name_of(options),
@@ -95,10 +101,11 @@ def name_of(options: argparse.Namespace) -> str:
 
 
 def peak_of(side: str, options: argparse.Namespace) -> float:
-    """MiB at the peak of one step of one side, in a fresh process, weights and optimizer included."""
+    """MiB at the peak of the second step of one side, in a fresh process, weights and optimizer included."""
     command = [sys.executable, "-m", "benchmarks.pretraining_step", "--peak-of", side, "--allocator", "default"]
     for name in ("size", "dtype", "batch_size", "seconds", "device", "threads"):
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    command += [f"--{name}" for name in ("compile", "draw") if getattr(options, name)]
     environment = {name: value for name, value in os.environ.items() if name not in TUNED_ALLOCATOR}
     answer = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     return json.loads(answer.splitlines()[-1])["peak_mib"]
@@ -119,16 +126,16 @@ def main():
     options = parser.parse_args()
     prepare(options)
     if options.peak_of:
-        step = make_step(
-            one_side(options.peak_of, options.size, "pretraining", options.device), batch_of(options), options
-        )
+        model = one_side(options.peak_of, options.size, "pretraining", options.device)
+        step = step_of(options.peak_of, model, batch_of(options), options)
+        step()
         print(json.dumps({"peak_mib": peak_bytes(step, options.device) / 2**20}))
     elif options.memory:
         peaks = {f"{side}_peak_mib": peak_of(name, options) for side, name in (("peer", "peer"), ("our", "ours"))}
         case = {"case": f"peak, {name_of(options)}", **peaks, "share": peaks["our_peak_mib"] / peaks["peer_peak_mib"]}
         print(json.dumps(case))
         if options.output:
-            options.output.write_text(json.dumps(case, indent=1) + "\n")
+            options.output.write_text(json.dumps({**circumstances(options), **case}, indent=1) + "\n")
     else:
         case = time_steps(options)
         print(json.dumps(case))
