@@ -25,8 +25,8 @@ from training.masked_lm import RobertaForMaskedLM
 
 PAGE = Path(__file__).parents[1] / "docs" / "pages" / "reference" / "cost.md"
 # The counter takes the gradient of a grouped weight for that of one without groups. On the meta device models run in
-# PyTorch's plain forms; those of fused.py, fast_conv.py and wide_conv.py count otherwise, and do the same. Attention is
-# products here, which some of its kernels take a second time in the backward pass.
+# PyTorch's plain forms; those of fused.py, fast_conv.py and wide_conv.py count otherwise, and do the same. Attention
+# is products here, which some of its kernels take a second time in the backward pass.
 PLAIN = {"layerdrop": 0.0, "attn_implementation": "eager"}
 ONE_GROUP = {**PLAIN, "num_conv_pos_embedding_groups": 1}
 
@@ -47,21 +47,21 @@ def waveforms(num_clips: int, seconds: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("model_class", "config", "count", "seconds"),
+    ("model_class", "config", "count", "seconds", "tolerance"),
     [
-        (Wav2Vec2ForPreTraining, Wav2Vec2Config(**ONE_GROUP), wav2vec2_flop, 15.6),
-        (Wav2VecForPreTraining, Wav2VecConfig(), wav2vec_flop, 9.375),
-        (Wav2VecForPreTraining, Wav2VecConfig.large(), wav2vec_flop, 9.375),
-        (VQWav2VecForPreTraining, VQWav2VecConfig(), wav2vec_flop, 9.375),
-        (CPCForPreTraining, CPCConfig(), cpc_flop, 1.28),
+        (Wav2Vec2ForPreTraining, Wav2Vec2Config(**ONE_GROUP), wav2vec2_flop, 15.6, 5e-3),
+        (Wav2VecForPreTraining, Wav2VecConfig(), wav2vec_flop, 9.375, 2e-3),
+        (Wav2VecForPreTraining, Wav2VecConfig.large(), wav2vec_flop, 9.375, 2e-3),
+        (VQWav2VecForPreTraining, VQWav2VecConfig(), wav2vec_flop, 9.375, 2e-3),
+        (CPCForPreTraining, CPCConfig(), cpc_flop, 1.28, 2e-3),
     ],
     ids=["wav2vec 2.0", "wav2vec", "wav2vec large", "vq-wav2vec", "CPC"],
 )
-def test_a_clip_is_as_many_operations_as_pytorch_counts(model_class, config, count, seconds):
+def test_a_clip_is_as_many_operations_as_pytorch_counts(model_class, config, count, seconds, tolerance):
     found = count(config, seconds)
     forward, both = counted_by_pytorch(lambda: model_class(config), lambda model: model(waveforms(4, seconds)).loss)
-    assert 4 * found.forward == pytest.approx(forward, rel=5e-3)
-    assert 4 * found.training == pytest.approx(both, rel=5e-3)
+    assert 4 * found.forward == pytest.approx(forward, rel=tolerance)
+    assert 4 * found.training == pytest.approx(both, rel=tolerance)
 
 
 def test_positions_in_groups_are_as_many_operations_as_pytorch_counts_forward():
