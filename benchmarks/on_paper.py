@@ -1,162 +1,383 @@
 """What the papers' recipes cost: arithmetic, hours and money per kind of GPU, and what processes have to exchange.
 
-python -m benchmarks.on_paper --share 0.45
+python -m benchmarks.on_paper --price H200=3.5
 
-Counted from the shapes of the models and nothing else: 2 floating-point operations per multiply-add of every
-convolution, linear layer and attention product; a backward pass costs twice the forward pass, but for the first
-convolution, whose input needs no gradient. What a GPU does per second is what one printed for a large product of
-matrices, where somebody measured it, or else its data sheet; `--share` of it is what a training step is taken to
-reach. Prices are arguments, because they are nobody's to state.
+Recipes are the files of training/recipes; what a batch of them takes is counted by benchmarks/flop.py. Then
+
+    hours of one GPU = FLOP of the run / (rate of products of matrices * share reached) / 3600
+
+The rate is what a GPU printed for a large product of matrices, where somebody measured it, or else its data sheet's.
+The share was measured for one step on one GPU (`results/gpu.json`), 10 x 15.6 s of wav2vec 2.0 BASE, compiled; beside
+it stands the 45 % that is aimed at. For every other model and GPU it is an assumption: recurrent layers, small
+batches and losses that read more than they multiply reach less. Prices are arguments, because they are nobody's to
+state.
+
+A process of a run computes C seconds a step, in `a` accumulated batches, and a pass backward is two thirds of a batch,
+B = 2 C / 3 a. Weights stay in float32 under autocast and no hook packs gradients, so that P weights are 4 P bytes.
+DDP sends 2 (n - 1) / n of them, as a ring of n processes does, once a step and in k buckets of 25 MiB, while the
+backward pass of the last batch makes the next bucket: a pipeline of two stages, of which stays exposed
+
+    max(E - B (1 - 1 / k), E / k),   E = 2 (n - 1) / n * 4 P / rate of the link
+
+FSDP2, in k layers, gathers the weights for each pass forward and backward of each batch, (n - 1) / n each, and
+scatters the gradients with the last one: the same formula for every pass, with what is exchanged during it. Buckets
+and layers are taken to be alike and to come evenly, and the start of a message, the memory that it takes from what
+computes and processes that wait for one with longer clips cost nothing: a lower bound.
+
+Links, one direction, from data sheets: NVLink 4 (H200, H100) has 18 links of 25 GB/s, NVLink 3 (A100) 12, NVLink 2
+(V100) 6. Between nodes of 8 each GPU has an adapter of 400 Gbit/s, 50 GB/s (DGX H200 and H100), or of 200 (DGX A100);
+8 V100 share 4 of 100 (DGX-1). A ring crosses the border of a node once, so that all adapters of a node carry what one
+GPU sends.
 """
 
 import argparse
+import json
+import math
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
-KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
-BASE = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "intermediate_size": 3072,
-    "num_conv_pos_embeddings": 128,
-    "num_conv_pos_embedding_groups": 16,
-}
-LARGE = {**BASE, "hidden_size": 1024, "num_hidden_layers": 24, "intermediate_size": 4096}
+import torch
+import transformers
+
+from hf_wav2vec_family.configuration_discrete_bert import ORIGINAL_ROBERTA
+from training.masked_lm import RobertaForMaskedLM
+from training.recipe import Recipe, family_class, load_recipe
+
+from .flop import Flop, bert_flop, cpc_flop, wav2vec2_flop, wav2vec_flop
+
+ROOT = Path(__file__).parents[1]
+RECIPES_FOLDER = ROOT / "training" / "recipes"
+TARGET_SHARE = 0.45
+BYTES_EACH = 4
+BUCKET_BYTES = 25 * 2**20  # DDP's `bucket_cap_mb`, which Accelerate leaves as it is
+GPUS_PER_NODE = 8
+CODES_PER_SECOND = 100
+CODE_WORDS = 23_672  # of vq-wav2vec's Gumbel codes on LibriSpeech, with marks
 
 
 @dataclass(frozen=True)
 class GPU:
-    """`teraflops`: bf16 (fp16 for V100) products of matrices, `source` of the number; `link`: GB/s to other GPUs."""
+    """`teraflops`: bf16 (fp16 for V100) products of matrices, `source` of the number.
+
+    `link`: GB/s of one GPU to those of its node, one direction. `network`: GB/s of a node of 8 to others.
+    """
 
     teraflops: float
     source: str
     link: float
+    network: float
 
 
+@cache
+def measured() -> dict:
+    """What was measured on the one GPU."""
+    return json.loads((ROOT / "benchmarks" / "results" / "gpu.json").read_text())
+
+
+MEASURED_RATE = round(measured()["bf16_products_teraflops"])
 GPUS = {
-    "H200": GPU(790, "measured, a product of 8192-cubes", 450),
-    "H100": GPU(790, "taken to be that of H200, whose cores are the same", 450),
-    "A100": GPU(312, "data sheet", 300),
-    "V100": GPU(125, "data sheet, fp16", 150),
+    "H200": GPU(MEASURED_RATE, "measured, a product of 8192-cubes", 450, 400),
+    "H100": GPU(MEASURED_RATE, "taken to be that of H200, whose cores are the same", 450, 400),
+    "A100": GPU(312, "data sheet", 300, 200),
+    "V100": GPU(125, "data sheet, fp16", 150, 50),
+}
+# of the compiled step, in ms, with the parts of `Flop` that they make; benchmarks/README.md, "On a GPU"
+KERNELS = {
+    "products of the Transformer and positions": (("linear layers", "positions", "projection"), 7.1),
+    "attention": (("attention",), 4.8),
+    "convolutions but the first": (("convolutions",), 3.3),
+    "everything else: norms, dropout, GELU, optimizer": ((), 10.6),
+    "between kernels": ((), 4.8),
 }
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """`updates` of `hours` of audio each at most, in crops of `seconds`."""
+class PaperRecipe:
+    """A file of training/recipes as its header says it is run.
 
-    fields: dict
-    updates: int
-    hours: float
-    seconds: float
-    num_parameters: float
+    Args:
+        processes: of the paper's batch, each with the file's batch and accumulation.
+        seconds: of a clip, if it is not the longest that the file allows.
+        paper: what the paper took. not_stated: what of the batch or the length of clips the paper leaves open.
+    """
+
+    file: str
+    processes: int
     paper: str
+    not_stated: str
+    seconds: float | None = None
 
 
 RECIPES = {
-    "BASE, LS-960": Recipe(BASE, 400_000, 1.6, 15.6, 95.0e6, "64 V100, 1.6 days"),
-    "LARGE, LS-960": Recipe(LARGE, 250_000, 2.7, 20.0, 317.4e6, "128 V100, 2.3 days"),
-    "LARGE, LV-60k": Recipe(LARGE, 600_000, 2.7, 20.0, 317.4e6, "128 V100, 5.2 days"),
+    "CPC": PaperRecipe("cpc/train_clean_100.yaml", 8, "8 GPUs", "number of negatives, 128 (CPC_audio's)"),
+    "wav2vec base": PaperRecipe("wav2vec/base_ls960.yaml", 8, "8 V100", "batch of a GPU, 75 s (the code's)"),
+    "wav2vec large": PaperRecipe("wav2vec/large_ls960.yaml", 8, "", "batch of a GPU, 75 s (the code's)"),
+    "vq-wav2vec, Gumbel": PaperRecipe("vq_wav2vec/gumbel_ls960.yaml", 8, "8 GPUs", ""),
+    "Discrete BERT, base": PaperRecipe(
+        "discrete_bert/bert_base_ls960.yaml", 8, "128 GPUs", "length of a sequence, 2,048 codes (the checkpoint's)"
+    ),
+    "wav2vec 2.0 BASE": PaperRecipe("wav2vec2/base_ls960.yaml", 64, "64 V100, 1.6 days", ""),
+    "wav2vec 2.0 LARGE": PaperRecipe("wav2vec2/large_ls960.yaml", 128, "128 V100, 2.3 days", ""),
+    "wav2vec 2.0 LARGE, LV-60k": PaperRecipe("wav2vec2/large_lv60k.yaml", 128, "128 V100, 5.2 days", ""),
+    # 100.6 h of 28,539 clips
+    "BASE fine-tuned on 100 h": PaperRecipe(
+        "wav2vec2/finetune_base_100h.yaml", 2, "8 V100", "80,000 updates (the code's; paper: 50,000)", seconds=12.7
+    ),
 }
 
 
 @dataclass(frozen=True)
-class ForwardFlop:
-    """Floating-point operations of one clip's forward pass."""
+class Counted:
+    """A recipe in numbers.
 
-    first_convolution: float
-    convolutions: float
-    positions: float
-    linear: float
-    attention: float
+    Args:
+        updates: steps. seconds: of audio in one.
+        clip: seconds of a clip. batch: seconds in one batch of one process, at most.
+        flop: of one clip.
+        weights: those that learn. layers: parts that FSDP2 gathers one by one, and the rest; 0 for what is not split.
+    """
+
+    updates: int
+    seconds: float
+    clip: float
+    batch: float
+    flop: Flop
+    weights: int
+    layers: int
+
+    @property
+    def flop_per_second(self) -> float:
+        """Of audio, forward and backward pass."""
+        return self.flop.training / self.clip
 
     @property
     def total(self) -> float:
-        return self.convolutions + self.positions + self.linear + self.attention
+        return self.flop_per_second * self.seconds * self.updates
+
+    def batches(self, processes: int) -> int:
+        """That each of so many processes accumulates for a step."""
+        return max(math.ceil(self.seconds / processes / self.batch - 1e-6), 1)
 
 
-def forward_flop(fields: dict, seconds: float) -> ForwardFlop:
-    """Of a wav2vec 2.0 with these `fields` of its configuration on a clip at 16 kHz."""
-    frames, channels, convolutions, first = int(16_000 * seconds), 1, 0.0, 0.0
-    for kernel_size, stride in zip(KERNELS, STRIDES, strict=True):
-        frames = (frames - kernel_size) // stride + 1
-        convolutions += 2 * frames * kernel_size * channels * 512
-        first, channels = first or convolutions, 512
-    width, inner = fields["hidden_size"], fields["intermediate_size"]
-    group = width // fields["num_conv_pos_embedding_groups"]
-    per_layer = 2 * frames * (4 * width * width + 2 * width * inner)
-    return ForwardFlop(
-        first_convolution=first,
-        convolutions=convolutions,
-        positions=2.0 * frames * width * group * fields["num_conv_pos_embeddings"],
-        linear=2 * frames * 512 * width + fields["num_hidden_layers"] * per_layer,
-        attention=fields["num_hidden_layers"] * 4.0 * frames * frames * width,
+@cache
+def counted(name: str) -> Counted:
+    """Of one of `RECIPES`."""
+    paper = RECIPES[name]
+    recipe = load_recipe(RECIPES_FOLDER / paper.file, ["data.train=nothing", "run.output_dir=nothing"])
+    optimization, is_bert = recipe.optimization, recipe.architecture == "DiscreteBert"
+    batch = recipe.codes.batch_tokens / CODES_PER_SECOND if is_bert else recipe.data.batch_seconds
+    clip = recipe.codes.tokens_per_sample / CODES_PER_SECOND if is_bert else paper.seconds or recipe.data.max_seconds
+    model = model_of(recipe)
+    split = set(model._no_split_modules or ())
+    return Counted(
+        updates=optimization.num_steps,
+        seconds=paper.processes * batch * optimization.gradient_accumulation_steps,
+        clip=clip,
+        batch=batch,
+        flop=flop_of(recipe, model.config, clip),
+        weights=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        # of BERT the embedding is the output layer, too
+        layers=0 if is_bert else 1 + sum(type(module).__name__ in split for module in model.modules()),
     )
 
 
-def training_flop_per_second(fields: dict, seconds: float) -> float:
-    """Of a second of audio, forward and backward, in crops of `seconds`."""
-    forward = forward_flop(fields, seconds)
-    return (3 * forward.total - forward.first_convolution) / seconds
+def model_of(recipe: Recipe) -> transformers.PreTrainedModel:
+    """The model that a recipe trains, without numbers in its weights."""
+    with torch.device("meta"):
+        if recipe.architecture == "DiscreteBert":
+            fields = {**ORIGINAL_ROBERTA, **recipe.model, "vocab_size": CODE_WORDS}
+            return RobertaForMaskedLM(transformers.RobertaConfig(**fields))
+        suffix = "ForPreTraining" if recipe.pretrained is None else "ForCTC"
+        model = family_class(recipe, suffix)(family_class(recipe, "Config")(**recipe.model))
+    if getattr(model.config, "feature_gradient_scale", None) == 0:
+        model.freeze_feature_encoder()  # as fine-tuning does
+    return model
 
 
-def gpu_hours(recipe: Recipe, gpu: GPU, share: float) -> float:
-    flop = training_flop_per_second(recipe.fields, recipe.seconds) * recipe.updates * recipe.hours * 3600
+def flop_of(recipe: Recipe, config: transformers.PreTrainedConfig, clip: float) -> Flop:
+    if recipe.architecture == "DiscreteBert":
+        masking = recipe.masking
+        # a place stays if none of the spans that could reach it starts
+        masked = 1 - (1 - masking.mask_prob / masking.mask_length) ** masking.mask_length
+        return bert_flop(config, recipe.codes.tokens_per_sample, masked)
+    counts = {"CPC": cpc_flop, "Wav2Vec": wav2vec_flop, "VQWav2Vec": wav2vec_flop, "Wav2Vec2": wav2vec2_flop}
+    return counts[recipe.architecture](config, clip)
+
+
+def measured_steps() -> dict[str, float]:
+    """Seconds of a step of wav2vec 2.0 BASE on 10 x 15.6 s on one H200, by the way it ran, the fastest last."""
+    steps = measured()["steps, base, 10 x 15.6 s"]
+    # the others were timed while the machine did something else
+    return {step["way"]: step["median_ms"] / 1e3 for step in steps if not step["busy"]}
+
+
+def measured_step_flop() -> Flop:
+    recipe = load_recipe(RECIPES_FOLDER / RECIPES["wav2vec 2.0 BASE"].file, ["data.train=x", "run.output_dir=x"])
+    return wav2vec2_flop(family_class(recipe, "Config")(**recipe.model), 15.6, num_clips=10)
+
+
+def measured_share() -> float:
+    """Of the matrix rate, that a step compiled to one graph reached."""
+    return (
+        measured_step_flop().training
+        / measured_steps()["ours, compiled"]
+        / (measured()["bf16_products_teraflops"] * 1e12)
+    )
+
+
+def gpu_hours(flop: float, gpu: GPU, share: float) -> float:
     return flop / (gpu.teraflops * 1e12 * share) / 3600
 
 
-def exchanged_bytes(num_parameters: float, processes: int, *, bytes_each: int = 2, sharded: bool = False) -> float:
-    """What each process sends in a step: a ring adds up gradients and hands the sums out, 2 (n - 1) / n of their size.
+def link_rate(gpu: GPU, processes: int, network: float | None = None) -> float:
+    """Bytes per second that a process can send in a ring; `network`: GB/s of a node, if not that of the GPU's."""
+    if processes <= GPUS_PER_NODE:
+        return gpu.link * 1e9
+    return min(gpu.link, gpu.network if network is None else network) * 1e9
 
-    FSDP2 with `sharded` weights gathers them for the forward and for the backward pass and scatters the gradients: 3
-    times (n - 1) / n.
+
+def exposed_seconds(exchange: float, compute: float, parts: int) -> float:
+    """What an exchange in as many `parts` as the computation beside it adds to it, where one part waits for another.
+
+    Two stages of equal parts take compute / k + (k - 1) / k * max(compute, exchange) + exchange / k together.
     """
-    return (3 if sharded else 2) * (processes - 1) / processes * num_parameters * bytes_each
+    return max(exchange - compute * (1 - 1 / parts), exchange / parts)
 
 
-def print_costs(share: float, prices: dict[str, float]):
-    print("| recipe | GFLOP per s of audio | whole run, FLOP | " + " | ".join(GPUS) + " | paper |")
-    print("|" + " --- |" * (4 + len(GPUS)))
-    for name, recipe in RECIPES.items():
-        per_second = training_flop_per_second(recipe.fields, recipe.seconds)
-        total = per_second * recipe.updates * recipe.hours * 3600
+def ddp_exposed(weights: int, compute: float, batches: int, processes: int, rate: float) -> float:
+    """Seconds a step of DDP waits for gradients, `compute` being those that it computes."""
+    sent = 2 * (processes - 1) / processes * weights * BYTES_EACH
+    buckets = math.ceil(weights * BYTES_EACH / BUCKET_BYTES)
+    return exposed_seconds(sent / rate, 2 * compute / (3 * batches), buckets)
+
+
+def fsdp_exposed(weights: int, layers: int, compute: float, batches: int, processes: int, rate: float) -> float:
+    """Seconds a step of FSDP2 waits for weights and gradients."""
+    part = (processes - 1) / processes * weights * BYTES_EACH / rate
+    forward = exposed_seconds(part, compute / (3 * batches), layers)
+    backward, last = (exposed_seconds(times * part, 2 * compute / (3 * batches), layers) for times in (1, 2))
+    return batches * forward + (batches - 1) * backward + last
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def recipe_table() -> str:
+    rows = []
+    for name, paper in RECIPES.items():
+        recipe = counted(name)
+        numbers = [f"{recipe.updates:,}", f"{recipe.seconds:,.0f}", f"{recipe.clip:g}", f"{recipe.weights / 1e6:,.1f}"]
+        counts = [f"{recipe.flop_per_second / 1e9:,.1f}", f"{recipe.total:.2e}"]
+        rows.append([name, f"`{paper.file}`", *numbers, *counts, paper.not_stated])
+    head = ["recipe", "file", "updates", "audio in one, s", "clip, s", "weights, millions"]
+    return table([*head, "GFLOP per s of audio", "FLOP of the run", "not stated by the paper"], rows)
+
+
+def cost_table(shares: list[float], prices: dict[str, float]) -> str:
+    """Hours of one GPU at each share, and what they cost where there is a price."""
+    rows = []
+    for name, paper in RECIPES.items():
         cells = []
         for kind, gpu in GPUS.items():
-            hours = gpu_hours(recipe, gpu, share)
-            price = f", {hours * prices[kind]:,.0f}" if kind in prices else ""
-            cells.append(f"{hours:,.0f} h{price}")
-        print(f"| {name} | {per_second / 1e9:.1f} | {total:.2e} | {' | '.join(cells)} | {recipe.paper} |")
-    print("\nhours of one GPU; teraflops per second: ", end="")
-    print("; ".join(f"{kind} {gpu.teraflops} ({gpu.source})" for kind, gpu in GPUS.items()), f"; share {share:.0%}")
+            hours = [gpu_hours(counted(name).total, gpu, share) for share in shares]
+            cost = " / ".join(f"{prices[kind] * x:,.0f}" for x in hours) if kind in prices else ""
+            cells.append(" / ".join(f"{x:,.3g}" if x < 100 else f"{x:,.0f}" for x in hours) + (cost and f"; {cost}"))
+        rows.append([name, *cells, paper.paper])
+    return table(["recipe", *GPUS, "paper"], rows)
 
 
-def print_exchange(share: float):
-    """Per step of a process, at the batch of the recipe: what it sends, how long that takes, how long it computes."""
-    print("\n| recipe | processes | step, ms | DDP, MB | ms | FSDP2, MB | ms |")
-    print("|" + " --- |" * 7)
-    gpu = GPUS["H200"]
-    for name, recipe in RECIPES.items():
-        for processes in (8, 64):
-            flop = training_flop_per_second(recipe.fields, recipe.seconds) * recipe.hours * 3600 / processes
-            cells = []
-            for sharded in (False, True):
-                sent = exchanged_bytes(recipe.num_parameters, processes, sharded=sharded)
-                cells.append(f"{sent / 1e6:,.0f} | {sent / (gpu.link * 1e9) * 1e3:.1f}")
-            print(f"| {name} | {processes} | {flop / (gpu.teraflops * 1e9 * share):,.0f} | {' | '.join(cells)} |")
-    print(
-        "\nbf16 gradients over the links of one node; across nodes divide by the slower network, often a ninth of it."
-    )
+def exchange_table(shares: list[float], kind: str) -> str:
+    """Per step on GPUs of a `kind` at each share, the batch of the recipe dealt among the processes."""
+    rows, gpu = [], GPUS[kind]
+    for name in RECIPES:
+        recipe = counted(name)
+        # 64 where there is half a batch for each
+        networks = (gpu.network, gpu.network / GPUS_PER_NODE) if recipe.seconds / 64 >= recipe.batch / 2 else ()
+        for processes, network in ((GPUS_PER_NODE, None), *((64, network) for network in networks)):
+            where = f"{processes}" if network is None else f"{processes}, {network:g} GB/s a node"
+            rows.append([name, where, *exchange_cells(recipe, gpu, shares, processes, network)])
+    head = ["recipe", kind, "batches", "computes, ms"]
+    for way in ("DDP", "FSDP2"):
+        head += [f"{way} sends, MB", f"{way} exposed, ms", f"{way} efficiency"]
+    return table([*head, "DDP, days"], rows)
+
+
+def exchange_cells(recipe: Counted, gpu: GPU, shares: list[float], processes: int, network: float | None) -> list[str]:
+    """Of a row of `exchange_table`, each number at each share."""
+    batches, rate = recipe.batches(processes), link_rate(gpu, processes, network)
+    hours = [gpu_hours(recipe.total, gpu, share) / processes for share in shares]
+    computes = [x * 3600 / recipe.updates for x in hours]
+    ddp = [ddp_exposed(recipe.weights, compute, batches, processes, rate) for compute in computes]
+    cells, ways = [str(batches), " / ".join(f"{x * 1e3:,.1f}" for x in computes)], [(2, ddp)]
+    if recipe.layers:
+        part = (recipe.weights, recipe.layers)
+        ways.append((2 * batches + 1, [fsdp_exposed(*part, x, batches, processes, rate) for x in computes]))
+    for times, exposed in ways:
+        sent = times * (processes - 1) / processes * recipe.weights * BYTES_EACH
+        efficiencies = [x / (x + waits) for x, waits in zip(computes, exposed, strict=True)]
+        cells.append(f"{sent / 1e6:,.0f}")
+        cells.append(" / ".join(f"{waits * 1e3:.2f}" for waits in exposed))
+        cells.append(" / ".join(f"{efficiency:.1%}" for efficiency in efficiencies))
+    cells += [""] * (8 - len(cells))
+    days = [(x + waits) * recipe.updates / 86_400 for x, waits in zip(computes, ddp, strict=True)]
+    return [*cells, " / ".join(f"{x:.2g}" for x in days)]
+
+
+def check_table(shares: list[float]) -> str:
+    """A step of BASE on 10 x 15.6 s on the H200: what was measured, and what the formula says."""
+    flop, rate = measured_step_flop().training, measured()["bf16_products_teraflops"] * 1e12
+    rows = [
+        [f"measured, {way}", f"{seconds * 1e3:.1f}", f"{flop / seconds / rate:.0%}"]
+        for way, seconds in measured_steps().items()
+    ]
+    for share in (*shares, 1.0):
+        rows.append(["formula", f"{flop / rate / share * 1e3:.1f}", f"{share:.0%}"])
+    return table(["step of BASE, 10 x 15.6 s, one H200", "ms", "share of the matrix rate"], rows)
+
+
+def kernels_table() -> str:
+    """What kernels of that step took, and the share of the matrix rate that they reach by what is counted here."""
+    flop, rate = measured_step_flop(), measured()["bf16_products_teraflops"] * 1e12
+    rows = []
+    for kernels, (parts, milliseconds) in KERNELS.items():
+        operations = 3 * sum(flop.parts[part] for part in parts)
+        operations -= 3 * flop.no_input_gradient if "convolutions" in parts else 0
+        share = f"{operations / milliseconds / 1e-3 / rate:.0%}" if parts else ""
+        rows.append([kernels, f"{operations / 1e12:.2f}" if parts else "", f"{milliseconds:.1f}", share])
+    return table(["kernels of the step, compiled", "TFLOP counted", "ms measured", "share"], rows)
+
+
+def tables(shares: list[float], prices: dict[str, float], kind: str = "H200") -> dict[str, str]:
+    """Each table by what is in it; `kind` of GPU of the one about many."""
+    shown = " / ".join(f"{share:.0%}" for share in shares)
+    return {
+        "The recipes": recipe_table(),
+        f"Hours of one GPU at {shown} of its matrix rate" + ("; what they cost" if prices else ""): cost_table(
+            shares, prices
+        ),
+        f"A step on {kind} at {shown}": exchange_table(shares, kind),
+        "The formula against what was measured": check_table(shares),
+        "Where the time goes": kernels_table(),
+    }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--share", type=float, default=0.45, help="of a GPU's matrix rate that a step reaches")
+    parser.add_argument("--share", type=float, help="of a GPU's matrix rate that a step reaches; as measured if not")
     parser.add_argument("--price", nargs="*", default=[], metavar="GPU=PER_HOUR", help="such as H200=3.5")
+    parser.add_argument("--gpu", choices=GPUS, default="H200", help="of the table about many GPUs")
     options = parser.parse_args()
     prices = {kind: float(price) for kind, price in (item.split("=") for item in options.price)}
     if unknown := set(prices) - set(GPUS):
         raise ValueError(f"--price knows {', '.join(GPUS)}, got {', '.join(sorted(unknown))}.")
-    print_costs(options.share, prices)
-    print_exchange(options.share)
+    share = measured_share() if options.share is None else options.share
+    if not 0 < share <= 1:
+        raise ValueError(f"--share must be above 0 and at most 1, got {share}.")
+    for title, text in tables([share, TARGET_SHARE], prices, options.gpu).items():
+        print(f"\n{title}\n\n{text}")
+    print("\nTFLOP/s: " + "; ".join(f"{kind} {gpu.teraflops} ({gpu.source})" for kind, gpu in GPUS.items()))
 
 
 if __name__ == "__main__":

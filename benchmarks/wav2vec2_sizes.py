@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices, _sample_negative_indices
 
 from .candidate import factory
+from .flop import wav2vec2_flop
 
 LAYER_NORM = {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}
 WIDE_TARGETS = {"codevector_dim": 768, "proj_codevector_dim": 768}
@@ -87,9 +88,5 @@ def without_dropout(*models: nn.Module) -> Iterator[None]:
 
 
 def training_flop(size: str, batch_size: int, seconds: float) -> float:
-    """Twice the multiply-adds of forward and backward pass; see `benchmarks.on_paper`."""
-    from .on_paper import forward_flop
-
-    fields = {**transformers.Wav2Vec2Config().to_dict(), **SIZES[size]}
-    forward = forward_flop(fields, seconds)
-    return batch_size * (3 * forward.total - forward.first_convolution)
+    """Of forward and backward pass."""
+    return wav2vec2_flop(transformers.Wav2Vec2Config(**SIZES[size]), seconds, num_clips=batch_size).training
