@@ -2,12 +2,16 @@
 
 python -m benchmarks.data_path decode --formats flac opus
 python -m benchmarks.data_path stream --kind parquet --rows 1000000
+python -m benchmarks.data_path padding
 
 `decode` makes clips of noise under a slow envelope, reads them as pre-training does (decoding, normalising, cropping,
 batches), and prints hours of audio per second of one core, beside what one GPU could consume: `--gpu` is that rate in
 seconds of audio per second. `stream` writes shards of tiny clips and plans two epochs of them; it prints the memory on
 the way, the seconds to the first batch from the start and from the middle, and the correlation of the places that rows
-have in the two epochs (a full shuffle: 0, with a deviation of 1 / sqrt(rows)).
+have in the two epochs (a full shuffle: 0, with a deviation of 1 / sqrt(rows)). `padding` plans an epoch of clips as
+long as LibriSpeech's and prints which share of the batches is padding and, where batches are cut to their shortest
+clip, which share of the audio is cut away, for batches and windows of the recipes, with lengths for compiling and
+without.
 """
 
 import argparse
@@ -18,6 +22,8 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +33,17 @@ import transformers
 from training.data import pretraining_batches
 from training.dealing import Deal, RankState
 from training.planning import BatchSettings, Planner
-from training.sources import Source, open_source
+from training.recipe import COMPILED_LENGTH_STEP_SECONDS
+from training.sources import RowSource, Source, open_source
 
 RATE = 16_000
 ENCODINGS = {"wav": ("WAV", "PCM_16"), "flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS"), "mp3": ("MP3", None)}
 ROWS_PER_FILE, ROWS_PER_GROUP = 10_000, 100
+# shares of the training clips, and how long they are at most
+LIBRISPEECH_SECONDS = (
+    (0.0, 0.0625, 0.1875, 0.3125, 0.4375, 0.5625, 0.6875, 0.8125, 0.9375, 1.0),
+    (1.4, 2.5, 5.0, 9.0, 12.0, 13.5, 14.5, 15.2, 16.0, 17.0),
+)
 
 
 def process_seconds(work: Callable[[], object]) -> float:
@@ -76,16 +88,16 @@ def decode(options: argparse.Namespace):
         )
 
 
-def write_shards(folder: Path, kind: str, num_rows: int):
-    """Clips of 50 samples and a duration that says 1 to 20 seconds, `ROWS_PER_FILE` a file."""
+def write_shards(folder: Path, kind: str, durations: np.ndarray):
+    """Clips of 50 samples that say they last `durations`, in seconds, `ROWS_PER_FILE` a file."""
     buffer = io.BytesIO()
     soundfile.write(buffer, np.zeros(50), RATE, format="WAV")
-    clip, generator = buffer.getvalue(), np.random.default_rng(0)
-    for begin in range(0, num_rows, ROWS_PER_FILE):
-        names = [str(number) for number in range(begin, min(begin + ROWS_PER_FILE, num_rows))]
-        durations = generator.uniform(1, 20, len(names)).round(2).tolist()
+    clip = buffer.getvalue()
+    for begin in range(0, len(durations), ROWS_PER_FILE):
+        said = durations[begin : begin + ROWS_PER_FILE].round(2).tolist()
+        names = [str(begin + number) for number in range(len(said))]
         path = folder / f"train-{begin // ROWS_PER_FILE:05d}.{kind}"
-        (write_parquet if kind == "parquet" else write_tar)(path, names, durations, clip)
+        (write_parquet if kind == "parquet" else write_tar)(path, names, said, clip)
 
 
 def write_parquet(path: Path, names: list[str], durations: list[float], clip: bytes):
@@ -129,7 +141,7 @@ def stream(options: argparse.Namespace):
     start = state = RankState(Deal(1))
     places = np.zeros((2, options.rows), dtype=np.int32)
     with tempfile.TemporaryDirectory() as name:
-        write_shards(Path(name), options.kind, options.rows)
+        write_shards(Path(name), options.kind, np.random.default_rng(0).uniform(1, 20, options.rows))
         source, memory, counts, middle = Source(name), [], [0, 0], None
         began = time.process_time()
         for plan in Planner([open_source(source)], settings, start):
@@ -168,6 +180,48 @@ def share_of_close_neighbours(places: np.ndarray, window: int) -> float:
     return float(np.mean(np.abs(np.diff(second)) < window))
 
 
+def padding(options: argparse.Namespace):
+    """Prints a Markdown row for each setting."""
+    generator = np.random.default_rng(0)
+    durations = np.interp(generator.uniform(size=options.rows), *LIBRISPEECH_SECONDS)
+    print("| batch, s | window | length step, s | lengths | padding, % | cut away, % |\n|" + " --- |" * 6)
+    with tempfile.TemporaryDirectory() as name:
+        write_shards(Path(name), "parquet", durations)
+        source = open_source(Source(name))
+        for batch_seconds, window, step in product(options.batch_seconds, options.windows, (0.0, options.step)):
+            settings = BatchSettings(
+                batch_seconds=batch_seconds,
+                max_seconds=15.6,
+                shuffle_window=window,
+                length_step_seconds=step,
+                num_epochs=1,
+            )
+            cropped = plan_epoch(source, replace(settings, crop=True))
+            padded = plan_epoch(source, replace(settings, max_seconds=20.0))
+            cells = [batch_seconds, window, step, cropped.num_lengths, padded.lost_share, cropped.lost_share]
+            print("|", " | ".join(f"{cell:.3g}" for cell in cells), "|", flush=True)
+
+
+@dataclass(frozen=True)
+class PlannedEpoch:
+    """How many lengths the batches of an epoch have, and the percentage of them that is padding or cut away."""
+
+    num_lengths: int
+    lost_share: float
+
+
+def plan_epoch(source: RowSource, settings: BatchSettings) -> PlannedEpoch:
+    lengths, of_rows, of_batches = set(), 0.0, 0.0
+    choose = min if settings.crop else max
+    for plan in Planner([source], settings, RankState(Deal(1))):
+        seconds = choose(planned.seconds for planned in plan.rows)
+        lengths.add(round(seconds, 3))
+        of_batches += seconds * len(plan.rows)
+        of_rows += sum(min(planned.row.duration_seconds, settings.longest_seconds) for planned in plan.rows)
+    lost = (of_rows - of_batches) / of_rows if settings.crop else (of_batches - of_rows) / of_batches
+    return PlannedEpoch(len(lengths), 100 * lost)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -183,6 +237,12 @@ def main():
     streaming.add_argument("--rows", type=int, default=1_000_000)
     streaming.add_argument("--window", type=int, default=1000)
     streaming.set_defaults(run=stream)
+    lengths = commands.add_parser("padding")
+    lengths.add_argument("--rows", type=int, default=20_000)
+    lengths.add_argument("--batch-seconds", type=float, nargs="+", default=[87.5, 160.0])
+    lengths.add_argument("--windows", type=int, nargs="+", default=[500, 1000, 2048])
+    lengths.add_argument("--step", type=float, default=COMPILED_LENGTH_STEP_SECONDS, help="s, of compiled lengths")
+    lengths.set_defaults(run=padding)
     options = parser.parse_args()
     options.run(options)
 

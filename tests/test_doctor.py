@@ -285,6 +285,15 @@ def test_the_log_tells_how_far_a_step_moves_the_weights_and_how_often_gradients_
     assert line["clipped_share"] == 1.0
 
 
+def test_the_share_of_padding_is_that_of_all_places_between_two_lines():
+    vitals = Vitals(Accelerator(cpu=True), max_norm=0.0)
+    vitals.add_batch({"attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])})
+    vitals.add_batch({"attention_mask": torch.tensor([[1, 0]])})
+    vitals.add_batch({"input_values": torch.zeros(2, 10)})
+    assert vitals.read() == {"padding_share": pytest.approx(2 / 10)}
+    assert vitals.read() == {}
+
+
 def test_codes_chosen_between_two_lines_are_counted_once_each_and_padding_not_at_all():
     vitals = Vitals(Accelerator(cpu=True), max_norm=0.0)
     codes = torch.tensor([[[0, 1], [0, 1], [3, 3]]])

@@ -204,7 +204,7 @@ def test_an_option_of_a_schedule_can_be_changed_alone(recipe_file):
     assert recipe.optimization.schedule == {"kind": "polynomial", "warmup_steps": 6, "power": 2.0}
 
 
-@pytest.mark.parametrize(("compiled", "step"), [("true", 0.5), ("false", 0.0)])
+@pytest.mark.parametrize(("compiled", "step"), [("true", 0.25), ("false", 0.0)])
 def test_a_model_that_is_compiled_gets_batches_of_few_lengths(recipe_file, compiled, step):
     recipe = load_recipe(recipe_file(""), [*PLACES, f"optimization.compile={compiled}"])
     assert batch_settings(recipe, rank=0, world_size=1)["length_step_seconds"] == step

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,9 +21,17 @@ from interruptions import forget_accelerator, killed_in_batch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from tiny_models import TINY_MODELS
+from torch._dynamo.testing import CompileCounter
 
-from hf_wav2vec_family import CPCConfig, DiscreteBertConfig, DiscreteBertModel, Wav2Vec2Config, Wav2Vec2ForCTC
-from training import engine, evaluate, finetune, pretrain
+from hf_wav2vec_family import (
+    CPCConfig,
+    CPCForPreTraining,
+    DiscreteBertConfig,
+    DiscreteBertModel,
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
+)
+from training import engine, evaluate, finetune, loop, pretrain
 from training.engine import make_accelerator
 from training.gradients import accumulate, apply_gradients
 from training.last_good import LastGood
@@ -829,3 +838,17 @@ def test_evaluation_data_that_is_not_there_is_named_before_the_first_step(tiny, 
 def test_a_setting_without_effect_is_refused(tiny, stage, sections, message):
     with pytest.raises(ValueError, match=message):
         run_stage(stage, tiny(**sections))
+
+
+def test_every_length_of_a_model_that_is_compiled_for_each_has_a_graph(tiny, monkeypatch):
+    counter, compile_eagerly = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", partial(compile_eagerly, backend=counter))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    torch._dynamo.reset()
+    config = CPCConfig(conv_dim=(4,) * 5, hidden_size=4, num_prediction_steps=2, num_negatives=2)
+    recipe = tiny(data={"max_seconds": 1.0, "batch_seconds": 4.0})
+    forward = loop.compiled(CPCForPreTraining(config).train(), recipe)
+    for frames in range(8, 12):
+        forward(torch.randn(2, 160 * frames))
+    assert counter.frame_count == 4

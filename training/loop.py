@@ -24,7 +24,7 @@ from .engine import refuse_with_fsdp
 from .gradients import accumulate, apply_gradients
 from .last_good import LastGood, refuse_broken_run
 from .preemption import StopRequest
-from .recipe import Recipe, identity, learning_rates, temperatures
+from .recipe import COMPILED_LENGTH_STEP_SECONDS, Recipe, identity, learning_rates, temperatures
 from .resuming import resume
 from .run_log import Progress, RunLog, is_due
 from .stage import Stage
@@ -63,6 +63,16 @@ def train(recipe: Recipe, stage: Stage, *, accelerator: Accelerator, model: nn.M
         log.close()
 
 
+def compiled(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """`model` compiled for any length, of which its batches have few."""
+    torch.backends.cudnn.benchmark = True  # each length is worth a trial
+    longest = min(recipe.data.max_seconds, recipe.data.batch_seconds)
+    num_lengths = math.ceil(longest / COMPILED_LENGTH_STEP_SECONDS) + 1
+    # CPC's GRU is compiled for every length, in training and in evaluation; over the limit steps would go uncompiled
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * num_lengths)
+    return torch.compile(model, dynamic=True)
+
+
 def run_steps(
     recipe: Recipe, stage: Stage, log: RunLog, *, accelerator: Accelerator, model: nn.Module, batches
 ) -> dict:
@@ -76,10 +86,7 @@ def run_steps(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     optimizer = make_optimizer(model, recipe, accelerator.device)
     model, optimizer = accelerator.prepare(model, optimizer)
-    forward_model = torch.compile(model, dynamic=True) if optimization.compile else model
-    if optimization.compile:
-        torch.backends.cudnn.benchmark = True  # batches are of few lengths then, each of which is worth a trial
-
+    forward_model = compiled(model, recipe) if optimization.compile else model
     progress = resume(recipe, accelerator, optimizer, batches, best_metric=stage.best)
     log.start(progress.step)
     last_good = LastGood(accelerator, optimizer)

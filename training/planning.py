@@ -19,8 +19,9 @@ from .rows import Row
 from .skips import NUM_ROWS_TO_JUDGE, Report, Skip, UnusableRow
 from .sources import RowSource
 
-# Lengths that differ by less than this share count as one, or else every epoch would have the same batches.
-LENGTH_STEP = 0.05
+# Lengths that differ by less than this share count as one, or else every epoch would have the same batches. What they
+# differ by is padded or cut away: with 0.05 it was 2.3 to 3.5 % of the audio with the recipes' windows, now 1.3 to 2.
+LENGTH_STEP = 0.02
 NUM_PLANS_AHEAD = 32
 
 

@@ -43,8 +43,8 @@ LIMITS = {
     },
 }
 
-# What is compiled for one length is used for every batch of it: 30 lengths, and 2 % of a crop of 12 s lost to them.
-COMPILED_LENGTH_STEP_SECONDS = 0.5
+# Kernels that were tried for one length are used for every batch of it: 60 lengths, and 1 % of a crop of 12 s lost.
+COMPILED_LENGTH_STEP_SECONDS = 0.25
 
 
 @dataclass

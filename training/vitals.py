@@ -35,7 +35,11 @@ class Vitals:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def add_batch(self, batch: dict):
-        """Level and offset of the clips as they were recorded, where the loader measured them."""
+        """Which share of it is padding; level and offset of the clips as recorded, where the loader measured them."""
+        if "attention_mask" in batch:
+            mask = batch["attention_mask"]
+            self._add("places", torch.tensor(float(mask.numel())))
+            self._add("padding_share", (mask == 0).sum())
         if "recorded_rms" not in batch:
             return
         rms, mean = batch["recorded_rms"], batch["recorded_mean"]
@@ -79,6 +83,8 @@ class Vitals:
             totals = dict(zip(names, reduce(stacked, reduction="sum").tolist(), strict=True))
             if "clipped_share" in totals:  # the norm is the same everywhere
                 metrics["clipped_share"] = totals.pop("clipped_share") / self.accelerator.num_processes / self.steps
+            if "places" in totals:
+                metrics["padding_share"] = totals.pop("padding_share") / totals.pop("places")
             clips = max(totals.pop("clips", 1.0), 1.0)
             metrics |= {name: total / clips for name, total in totals.items()}
         for name, counts in self.counts.items():
