@@ -35,16 +35,20 @@ def matrix_rate(device: str) -> float:
     return 2 * size**3 / statistics.median([seconds_of(product, device) for _ in range(10)][3:])
 
 
-def model_of(way: str, size: str, task: str, device: str) -> nn.Module:
-    """One of the two sides, compiled as `way` says; ours has to be one graph."""
-    own = way.startswith("ours")
-    model = peer_and_ours(size, task, device)[own]
+def compiled(model: nn.Module, way: str) -> nn.Module:
+    """The model as `way` runs it; ours has to be one graph."""
     if "," not in way:
         return model
+    own = way.startswith("ours")
     # of ours the model itself: what it stands behind gives its loss another form
     inner = model.model if own else model
     inner.compile(fullgraph=own, dynamic=False, mode="reduce-overhead" if "graphs" in way else None)
     return model
+
+
+def model_of(way: str, size: str, task: str, device: str) -> nn.Module:
+    """One of the two sides, with the same weights, as `way` runs it."""
+    return compiled(peer_and_ours(size, task, device)[way.startswith("ours")], way)
 
 
 def check_equality(size: str, device: str):

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .fused import eager_on_cpu
+
 Length = TypeVar("Length", int, Tensor)
 
 
@@ -70,7 +72,7 @@ def num_valid(attention_mask: Tensor) -> Tensor:
 
 
 def sample_lengths(input_values: Tensor, attention_mask: Tensor | None, needed: int) -> Tensor | None:
-    """Valid samples [B] of the waveforms [B, S], None without a mask.
+    """Valid samples [B] of the waveforms [B, S], None without a mask, or where one on the host marks them all.
 
     Args:
         needed: the fewest samples that make a frame.
@@ -101,6 +103,8 @@ def sample_lengths(input_values: Tensor, attention_mask: Tensor | None, needed: 
                 f"each row of attention_mask must mark at least {needed} samples, the fewest that make a frame, but"
                 f" row {row} marks {int(lengths[row])}."
             )
+        if eager_on_cpu(lengths) and lengths.min() == input_values.shape[1]:
+            return None  # padding costs copies, and there is none
     return lengths
 
 

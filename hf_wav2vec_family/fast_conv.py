@@ -12,6 +12,8 @@ from .conv import valid_frames
 from .fused import eager
 from .precision import dtype_of, without_autocast
 
+MIN_FRAMES = 800  # that a convolution as rows pays from in half precision, on a CPU without gradients
+
 
 def _tap_rows(frames: Tensor, total_out: int, *, first_tap: int, num_taps: int, stride: int) -> Tensor:
     """Of contiguous `frames` [B, T, C] what `num_taps` taps see, [B, T', num_taps * C], without a copy."""
@@ -92,13 +94,16 @@ def convolve_rows(frames: Tensor, weight: Tensor, bias: Tensor | None, stride: i
     return _ConvolveRows.apply(frames.contiguous(), weight, bias, stride)
 
 
-def rows_pay(conv: nn.Conv1d) -> bool:
-    """Whether `convolve` is faster than `conv` itself where no norm reads the channels.
+def rows_pay(conv: nn.Conv1d, hidden_states: Tensor) -> bool:
+    """Whether `convolve` of [B, C, T] is faster than `conv` itself where no norm reads the channels.
 
-    It is on a GPU, in half precision, and wherever there is a backward pass. A forward pass alone, in float32, is a
-    tenth faster by a CPU's own convolution.
+    It is on a GPU and wherever there is a backward pass. A forward pass alone, in float32, is a tenth faster by a CPU's
+    own convolution, and so is one of few frames in half precision: their taps take longer to put in order.
     """
-    return conv.weight.is_cuda or torch.is_grad_enabled() or dtype_of(conv.weight) != torch.float32
+    if conv.weight.is_cuda or torch.is_grad_enabled():
+        return True
+    num_frames_out = len(hidden_states) * (hidden_states.shape[-1] // conv.stride[0])
+    return dtype_of(conv.weight) != torch.float32 and num_frames_out >= MIN_FRAMES
 
 
 def convolve(conv: nn.Conv1d, hidden_states: Tensor) -> Tensor:

@@ -191,6 +191,6 @@ class WeightCache:
 def _same(a: Tensor, b: Tensor) -> bool:
     if a.dtype != b.dtype or a.device != b.device:
         return False
-    # numbers of half precision are compared one by one, bits are not
-    bits = torch.int16 if a.dtype in (torch.bfloat16, torch.float16) else a.dtype
+    # bits are compared in a fraction of the time of numbers
+    bits = {2: torch.int16, 4: torch.int32}.get(a.itemsize, a.dtype)
     return torch.equal(a.view(bits), b.view(bits))

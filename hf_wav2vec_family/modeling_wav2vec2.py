@@ -120,7 +120,7 @@ class Wav2Vec2ConvLayer(GradientCheckpointingLayer):
     def forward(self, hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
         """[B, C, T] -> [B, C', T']; `lengths` [B] counts the valid frames that come out."""
         # a graph for a CPU keeps the plain form
-        fast = (eager(hidden_states) or hidden_states.is_cuda) and rows_pay(self.conv)
+        fast = (eager(hidden_states) or hidden_states.is_cuda) and rows_pay(self.conv, hidden_states)
         if self.is_foldable and fast and self.layer_norm.statistics is None:
             return convolve_norm_gelu(hidden_states, self.conv, self.layer_norm, lengths)
         norm_reads_channels = isinstance(self.layer_norm, ChannelsLayerNorm)
