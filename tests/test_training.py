@@ -843,12 +843,12 @@ def test_a_setting_without_effect_is_refused(tiny, stage, sections, message):
 def test_every_length_of_a_model_that_is_compiled_for_each_has_a_graph(tiny, monkeypatch):
     counter, compile_eagerly = CompileCounter(), torch.compile
     monkeypatch.setattr(torch, "compile", partial(compile_eagerly, backend=counter))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     torch._dynamo.reset()
     config = CPCConfig(conv_dim=(4,) * 5, hidden_size=4, num_prediction_steps=2, num_negatives=2)
     recipe = tiny(data={"max_seconds": 1.0, "batch_seconds": 4.0})
-    forward = loop.compiled(CPCForPreTraining(config).train(), recipe)
-    for frames in range(8, 12):
-        forward(torch.randn(2, 160 * frames))
+    with torch._dynamo.config.patch(recompile_limit=2):
+        forward = loop.compiled(CPCForPreTraining(config).train(), recipe)
+        for frames in range(8, 12):
+            forward(torch.randn(2, 160 * frames))
     assert counter.frame_count == 4
