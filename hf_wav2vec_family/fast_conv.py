@@ -97,8 +97,8 @@ def convolve_rows(frames: Tensor, weight: Tensor, bias: Tensor | None, stride: i
 def rows_pay(conv: nn.Conv1d, hidden_states: Tensor) -> bool:
     """Whether `convolve` of [B, C, T] is faster than `conv` itself where no norm reads the channels.
 
-    It is on a GPU and wherever there is a backward pass. A forward pass alone, in float32, is a tenth faster by a CPU's
-    own convolution, and so is one of few frames in half precision: their taps take longer to put in order.
+    It is on a GPU and wherever there is a backward pass. A forward pass alone, in float32, is a tenth faster by a
+    CPU's own convolution, and so is one of few frames in half precision, whose taps take longer to put in order.
     """
     if conv.weight.is_cuda or torch.is_grad_enabled():
         return True

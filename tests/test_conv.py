@@ -11,6 +11,7 @@ from hf_wav2vec_family.conv import (
     mean_over_valid,
     num_frames,
     receptive_field,
+    sample_lengths,
     scale_gradient,
     valid_frames,
 )
@@ -209,3 +210,14 @@ def test_scale_gradient_changes_the_gradient_and_nothing_else(scale):
     assert torch.equal(scaled, values)
     scaled.square().sum().backward()
     torch.testing.assert_close(values.grad, scale * 2 * values.detach())
+
+
+def test_a_mask_on_the_host_that_marks_every_sample_is_none_but_not_for_what_is_traced():
+    waveforms = torch.zeros(2, 500)
+    mask = torch.ones(2, 500, dtype=torch.long)
+    assert sample_lengths(waveforms, mask, 400) is None
+    assert torch.jit.trace(lambda values, marks: sample_lengths(values, marks, 400), (waveforms, mask))(
+        waveforms, mask
+    ).tolist() == [500, 500]
+    mask[1, 450:] = 0
+    assert sample_lengths(waveforms, mask, 400).tolist() == [500, 450]

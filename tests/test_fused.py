@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_wav2vec_family import wide_conv
 from hf_wav2vec_family.conv import MaskedGroupNorm, num_frames
-from hf_wav2vec_family.fast_conv import convolve, convolve_norm_gelu
+from hf_wav2vec_family.fast_conv import MIN_FRAMES, convolve, convolve_norm_gelu, rows_pay
 from hf_wav2vec_family.fused import (
     Dropout,
     WeightCache,
@@ -292,3 +292,19 @@ def test_what_is_learned_has_the_gradients_of_the_convolution(batch_size, total,
     with torch.no_grad():
         conv.parametrizations.weight.original1.mul_(torch.rand(32, 8, 64))
     torch.testing.assert_close(convolution(conv, hidden_states), conv(hidden_states), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "batch_size", "num_frames_out", "pays"),
+    [
+        (torch.bfloat16, 1, MIN_FRAMES - 1, False),
+        (torch.bfloat16, 1, MIN_FRAMES, True),
+        (torch.bfloat16, 2, MIN_FRAMES // 2, True),
+        (torch.float32, 1, MIN_FRAMES, False),
+    ],
+)
+def test_rows_are_for_many_frames_in_half_precision_and_for_all_that_learn(dtype, batch_size, num_frames_out, pays):
+    conv, hidden_states = nn.Conv1d(4, 4, 3, 2).to(dtype), torch.zeros(batch_size, 4, 2 * num_frames_out, dtype=dtype)
+    with torch.no_grad():
+        assert rows_pay(conv, hidden_states) == pays
+    assert rows_pay(conv, hidden_states)
