@@ -349,8 +349,9 @@ def future_scores(predictions: Tensor, frames: Tensor, negatives: Tensor) -> Fut
     with without_autocast(frames.device):
         chosen = frames.float().flatten(0, 1).index_select(0, candidates.flatten())
         chosen = chosen.view(batch_size * num_contexts, -1, width)
-        scores = torch.bmm(predictions.float().flatten(0, 1), chosen.transpose(1, 2))
-    scores = scores.view(batch_size, num_contexts, num_steps, -1)
+        # candidates first, so that their gradient is made row by row as `index_select` takes it back
+        scores = torch.bmm(chosen, predictions.float().flatten(0, 1).transpose(1, 2))
+    scores = scores.view(batch_size, num_contexts, -1, num_steps).transpose(2, 3)
     return FutureScores(
         positive=scores[..., :num_steps].diagonal(dim1=-2, dim2=-1),
         negative=scores[..., num_steps:],
