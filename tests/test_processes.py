@@ -36,6 +36,7 @@ from training.gradients import accumulate, apply_gradients
 from training.recipe import OptimizationRecipe, Recipe, RunRecipe
 from training.run_log import RunLog
 from training.stage import Stage
+from training.transfer import on_device
 
 NUM_ROWS = 12
 MAX_NORM = 100.0  # above the norms here: scaled down, a gradient that is too small by a factor would pass
@@ -189,7 +190,8 @@ def step_of(case: str, accelerator: Accelerator, num_batches: int) -> dict[str, 
     stage = Stage(compute=finetune.compute if class_name.endswith("CTC") else compute_objective, save=None)
     clipping = OptimizationRecipe(max_grad_norm=MAX_NORM)
     log = RunLog(Recipe(run=RunRecipe(output_dir="nowhere"), optimization=clipping), accelerator)
-    total = accumulate(accelerator, model, batches, stage, log, num_batches)
+    source = on_device(batches, accelerator.device)
+    total = accumulate(accelerator, model, source, stage, log, num_batches)
     log.add_gradient(apply_gradients(accelerator, model, optimizer, total, max_norm=MAX_NORM))
     log.vitals.read()  # what a line of the log asks of a gradient
     if keeps_gradients(accelerator):

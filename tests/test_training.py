@@ -38,6 +38,7 @@ from training.last_good import LastGood
 from training.recipe import Recipe, load_recipe
 from training.run_log import RunLog
 from training.stage import StepOutput
+from training.transfer import on_device
 
 # those of discrete_bert that are not of fine-tuning read codes: test_pretrain_bert.py
 ROOM = Path(__file__).parents[1] / "training" / "recipes"
@@ -239,14 +240,6 @@ def test_a_finished_run_that_is_started_again_trains_no_more(tiny, monkeypatch):
     assert run_stage(pretrain, recipe)["steps"] == 2
 
 
-class Batches:
-    def __init__(self, *batches):
-        self.batches = iter(batches)
-
-    def __next__(self):
-        return next(self.batches)
-
-
 def test_accumulated_batches_give_the_gradient_of_one_batch_of_all(tiny):
     recipe = tiny()
     inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
@@ -260,7 +253,7 @@ def test_accumulated_batches_give_the_gradient_of_one_batch_of_all(tiny):
         torch.manual_seed(0)
         model = torch.nn.Linear(4, 1)
         model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.5))
-        source = Batches(*({"input_values": batch} for batch in batches))
+        source = on_device(({"input_values": batch} for batch in batches), accelerator.device)
         stage = finetune.Stage(compute=mean_square, save=None)
         log = RunLog(recipe, accelerator)
         total = accumulate(accelerator, model, source, stage, log, len(batches))

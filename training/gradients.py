@@ -17,13 +17,10 @@ from .stage import Stage
 def accumulate(
     accelerator: Accelerator, model: nn.Module, source, stage: Stage, log: RunLog, num: int, *, step: int = 0
 ) -> Tensor:
-    """Gradients of the summed loss of `num` batches; returns the number of targets on all processes."""
+    """Gradients of the summed loss of `num` batches of `source`; returns the number of targets on all processes."""
     total = torch.zeros((), device=accelerator.device)
     for i in range(num):
         batch = log.wait_for(source)
-        batch = {
-            k: v.to(accelerator.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
-        }
         if i == 0 and stage.before_batch is not None:
             stage.before_batch(accelerator.unwrap_model(model), batch, step)
         with accelerator.no_sync(model) if i < num - 1 else nullcontext():

@@ -29,6 +29,7 @@ from .resuming import resume
 from .run_log import Progress, RunLog, is_due
 from .stage import Stage
 from .stalls import StallWatch, lost_processes_named
+from .transfer import on_device
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ def run_steps(
         )
 
     learning_rate, temperature = learning_rates(optimization), temperatures(optimization)
-    source = iter(batches)
+    source = on_device(batches, accelerator.device)
     model.train()
     with StopRequest(accelerator.num_processes) as stop, StallWatch() as watch:
         for step in range(progress.step, optimization.num_steps):
