@@ -1,39 +1,44 @@
 """What the way from a file to a batch costs, in processor time, and how a stream of very many rows behaves.
 
-python -m benchmarks.data_path decode --formats flac opus
+python -m benchmarks.data_path decode --speech /my/corpus
 python -m benchmarks.data_path stream --kind parquet --rows 1000000
 python -m benchmarks.data_path padding
 
-`decode` makes clips of noise under a slow envelope, reads them as pre-training does (decoding, normalising, cropping,
-batches), and prints hours of audio per second of one core, beside what one GPU could consume: `--gpu` is that rate in
-seconds of audio per second. `stream` writes shards of tiny clips and plans two epochs of them; it prints the memory on
-the way, the seconds to the first batch from the start and from the middle, and the correlation of the places that rows
-have in the two epochs (a full shuffle: 0, with a deviation of 1 / sqrt(rows)). `padding` plans an epoch of clips as
-long as LibriSpeech's and prints which share of the batches is padding and, where batches are cut to their shortest
-clip, which share of the audio is cut away, for batches and windows of the recipes, with lengths for compiling and
-without.
+`decode` writes clips in every format and at every rate, reads them as pre-training does (decoding, resampling,
+normalising, cropping, batches), and prints how many hours of audio come out per second of one core, beside what one
+GPU could consume: `--gpu` is that rate in seconds of audio per second. `stream` writes shards of tiny clips and plans
+two epochs of them; it prints the memory on the way, the seconds to the first batch from the start and from the middle,
+and the correlation of the places that rows have in the two epochs (a full shuffle: 0, with a deviation of
+1 / sqrt(rows)). `padding` plans an epoch of clips as long as LibriSpeech's and prints which share of the batches is
+padding and, where batches are cut to their shortest clip, which share of the audio is cut away, for batches and
+windows of the recipes, with lengths for compiling and without.
 """
 
 import argparse
 import io
 import json
+import os
 import resource
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import soundfile
+import soxr
 import transformers
 
+from hf_wav2vec_family.audio_reading import read_audio
 from training.data import pretraining_batches
 from training.dealing import Deal, RankState
+from training.machine import commit_hash, processor_name
 from training.planning import BatchSettings, Planner
 from training.recipe import COMPILED_LENGTH_STEP_SECONDS
+from training.rows import SUFFIXES
 from training.sources import RowSource, Source, open_source
 
 RATE = 16_000
@@ -52,40 +57,63 @@ def process_seconds(work: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
-def write_clips(folder: Path, encoding: str, *, num_clips: int, seconds: float):
-    """Noise under a slow envelope, which a codec finds about as hard as speech."""
-    container, subtype = ENCODINGS[encoding]
+def clips(options: argparse.Namespace) -> list[np.ndarray]:
+    """Waveforms [S] at `RATE`: speech of a folder, or noise as long as LibriSpeech's clips are."""
+    if options.speech:
+        paths = sorted(path for path in options.speech.rglob("*") if path.suffix in SUFFIXES["audio"])
+        chosen = np.linspace(0, len(paths) - 1, options.clips).astype(int)
+        return [read_audio(paths[number], RATE) for number in chosen]
     generator = np.random.default_rng(0)
+    return [noise(generator, seconds) for seconds in librispeech_durations(generator, options.clips)]
+
+
+def librispeech_durations(generator: np.random.Generator, num_clips: int) -> np.ndarray:
+    return np.interp(generator.uniform(size=num_clips), *LIBRISPEECH_SECONDS)
+
+
+def noise(generator: np.random.Generator, seconds: float) -> np.ndarray:
+    """Under a slow envelope, which a codec finds about as hard as speech."""
     envelope = np.repeat(generator.uniform(0, 0.2, int(seconds * 10) + 1), RATE // 10)[: int(seconds * RATE)]
-    for number in range(num_clips):
-        clip = np.cumsum(generator.standard_normal(len(envelope))) * 0.05
-        clip = envelope * np.clip(clip - np.convolve(clip, np.ones(64) / 64, mode="same"), -1, 1)
-        soundfile.write(folder / f"{number:04d}.{encoding}", clip, RATE, format=container, subtype=subtype)
+    clip = np.cumsum(generator.standard_normal(len(envelope))) * 0.05
+    return envelope * np.clip(clip - np.convolve(clip, np.ones(64) / 64, mode="same"), -1, 1)
+
+
+def write_clips(folder: Path, encoding: str, rate: int, waveforms: Iterable[np.ndarray]):
+    container, subtype = ENCODINGS[encoding]
+    for number, waveform in enumerate(waveforms):
+        resampled = soxr.resample(waveform, RATE, rate)
+        soundfile.write(folder / f"{number:04d}.{encoding}", resampled, rate, format=container, subtype=subtype)
 
 
 def decode(options: argparse.Namespace):
-    """Prints a line per format."""
+    """Prints a Markdown row per encoding and rate, and writes them as JSON."""
     feature_extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
-    for encoding in options.formats:
+    waveforms = clips(options)
+    settings = {"batch_seconds": options.batch_seconds, "max_seconds": 15.6, "min_seconds": 1.0, "num_epochs": 1}
+    about = {"commit": commit_hash(), "processor": processor_name(), "of": "speech" if options.speech else "noise"}
+    cases = []
+    print("| format | Hz | kbit/s | hours per second of a core | cores for one GPU |\n|" + " --- |" * 5)
+    for encoding, rate in product(options.formats, options.rates):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            write_clips(folder, encoding, num_clips=options.clips, seconds=options.seconds)
-            hours = options.clips * options.seconds / 3600
-            settings = {"batch_seconds": 4 * options.seconds, "max_seconds": options.seconds, "num_epochs": 1}
-            batches = pretraining_batches(str(folder), feature_extractor, **settings)
-            rounds = [process_seconds(lambda batches=batches: list(batches)) for _ in range(options.rounds)]
+            write_clips(folder, encoding, rate, waveforms)
             num_bytes = sum(path.stat().st_size for path in folder.iterdir())
-        per_core = hours / float(np.median(rounds))
-        print(
-            json.dumps(
-                {
-                    "format": encoding,
-                    "kbit_per_second": round(num_bytes * 8 / 1000 / (hours * 3600)),
-                    "hours_per_second_per_core": round(per_core, 3),
-                    "cores_for_one_gpu": round(options.gpu / 3600 / per_core, 1),
-                }
-            )
-        )
+            batches = pretraining_batches(str(folder), feature_extractor, **settings)
+            num_samples = sum(batch["input_values"].numel() for batch in batches)
+            rounds = [process_seconds(lambda batches=batches: list(batches)) for _ in range(options.rounds)]
+        per_core = num_samples / RATE / 3600 / float(np.median(rounds))
+        case = {
+            "format": encoding,
+            "rate": rate,
+            "kbit_per_second": round(num_bytes * 8 / 1000 / (sum(map(len, waveforms)) / RATE)),
+            "hours_per_second_per_core": round(per_core, 3),
+            "cores_for_one_gpu": round(options.gpu / 3600 / per_core, 1),
+        }
+        cases.append(case)
+        print("|", " | ".join(map(str, case.values())), "|", flush=True)
+        if options.output:
+            found = {**about, "load": os.getloadavg()[0], "cases": cases}
+            options.output.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def write_shards(folder: Path, kind: str, durations: np.ndarray):
@@ -183,7 +211,7 @@ def share_of_close_neighbours(places: np.ndarray, window: int) -> float:
 def padding(options: argparse.Namespace):
     """Prints a Markdown row for each setting."""
     generator = np.random.default_rng(0)
-    durations = np.interp(generator.uniform(size=options.rows), *LIBRISPEECH_SECONDS)
+    durations = librispeech_durations(generator, options.rows)
     print("| batch, s | window | length step, s | lengths | padding, % | cut away, % |\n|" + " --- |" * 6)
     with tempfile.TemporaryDirectory() as name:
         write_shards(Path(name), "parquet", durations)
@@ -226,11 +254,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     decoding = commands.add_parser("decode")
-    decoding.add_argument("--formats", nargs="+", choices=list(ENCODINGS), default=["flac", "opus"])
-    decoding.add_argument("--clips", type=int, default=20)
-    decoding.add_argument("--seconds", type=float, default=15.0)
+    decoding.add_argument("--speech", type=Path, help="folder of audio files to take clips from")
+    decoding.add_argument("--formats", nargs="+", choices=list(ENCODINGS), default=list(ENCODINGS))
+    decoding.add_argument("--rates", type=int, nargs="+", default=[RATE, 48_000], help="Hz of the files")
+    decoding.add_argument("--clips", type=int, default=100)
+    decoding.add_argument("--batch-seconds", type=float, default=87.5)
     decoding.add_argument("--rounds", type=int, default=3)
     decoding.add_argument("--gpu", type=float, default=15_900, help="wav2vec 2.0 BASE at the floor of an H200")
+    decoding.add_argument("--output", type=Path, help="JSON of all that was measured")
     decoding.set_defaults(run=decode)
     streaming = commands.add_parser("stream")
     streaming.add_argument("--kind", choices=["parquet", "tar"], default="parquet")
