@@ -1,6 +1,6 @@
 """Each fast form of `fused.py`, `fast_conv.py` and `wide_conv.py` against the plain operations it stands for.
 
-python -m benchmarks.fast_forms --seconds 5
+python -m benchmarks.fast_forms --threads 2 --seconds 10
 python -m benchmarks.fast_forms --device cuda --batch-size 10 --seconds 15.6
 
 At the sizes of BASE; forward and backward pass, except for the cached spectrum, which is for inference alone. What is
@@ -8,7 +8,7 @@ random is for a CPU, and compared in the tests, with the same draws on both side
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from hf_wav2vec_family.conv import MaskedGroupNorm
 from hf_wav2vec_family.fast_conv import convolve, convolve_norm_gelu
-from hf_wav2vec_family.fused import Dropout, attention_with_dropout
-from hf_wav2vec_family.wide_conv import WideConvolution, convolve_blocks
+from hf_wav2vec_family.fused import Dropout, attention_weights, attention_with_dropout, choose_rows
+from hf_wav2vec_family.wide_conv import WideConvolution
 
 from .comparing import Way, alternate, compare, differences, options_of, prepare, report
 from .wav2vec2_sizes import num_frames_of
 
 WIDTH, INNER, HEADS, CHANNELS = 768, 3072, 12, 512
+GROUPS, CODEVECTORS, CODE_WIDTH = 2, 320, 128
 Case = tuple[str, Way, Way, list[Tensor]]
 
 
@@ -40,6 +41,40 @@ def random_cases(batch_size: int, total: int, dtype: torch.dtype) -> Iterator[Ca
         return attention_with_dropout(query, key, value, None, prob=0.1, scaling=shape[-1] ** -0.5).sum()
 
     yield "attention with dropout", plain, ours, []
+
+
+def attention_cases(batch_size: int, total: int, dtype: torch.dtype) -> Iterator[Case]:
+    """Without dropout, of which only bfloat16 has a form of its own."""
+    if dtype != torch.bfloat16:
+        return
+    shape = (batch_size, HEADS, total, WIDTH // HEADS)
+    query, key, value = (torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3))
+
+    def ours() -> Tensor:
+        return (attention_weights(query, key, None, shape[-1] ** -0.5) @ value).sum()
+
+    plain = F.scaled_dot_product_attention
+    yield "attention without dropout", lambda: plain(query, key, value).sum(), ours, []
+
+
+def choice_cases(batch_size: int, total: int, dtype: torch.dtype) -> Iterator[Case]:
+    books = torch.randn(GROUPS, CODEVECTORS, CODE_WIDTH, dtype=dtype, requires_grad=True)
+    logits = torch.randn(batch_size, total, GROUPS, CODEVECTORS, requires_grad=True)
+    direction = torch.randn(batch_size, total, GROUPS, CODE_WIDTH, dtype=dtype)
+    codes = logits.argmax(dim=-1)
+    rows = codes + torch.arange(GROUPS) * CODEVECTORS
+
+    def plain() -> Tensor:
+        soft = torch.softmax(logits, dim=-1)
+        hard = F.one_hot(codes, CODEVECTORS) - soft.detach() + soft
+        return (torch.einsum("btgv,gvd->btgd", hard.to(dtype), books) * direction).sum()
+
+    yield (
+        "hard choice",
+        plain,
+        lambda: (choose_rows(books, torch.softmax(logits, dim=-1), rows) * direction).sum(),
+        [books, logits],
+    )
 
 
 def convolution_cases(batch_size: int, seconds: float, dtype: torch.dtype) -> Iterator[Case]:
@@ -67,15 +102,23 @@ def convolution_cases(batch_size: int, seconds: float, dtype: torch.dtype) -> It
     )
 
 
-def position_cases(batch_size: int, seconds: float, dtype: torch.dtype) -> Iterator[Case]:
-    conv = positional_convolution().to(dtype)
-    total = num_frames_of(int(16_000 * seconds))
-    frames = torch.randn(batch_size, WIDTH, total, dtype=dtype, requires_grad=True)
-    direction = torch.randn(batch_size, WIDTH, total + 1, dtype=dtype)
+def position_cases(batch_size: int, total: int, dtype: torch.dtype) -> Iterator[Case]:
+    """Of weights in float32 and under autocast, as training has them: in blocks on a GPU, by spectra on a CPU."""
+    conv, wide = positional_convolution(), WideConvolution()
+    frames = torch.randn(batch_size, WIDTH, total, requires_grad=True)
+    direction = torch.randn(batch_size, WIDTH, total + 1)
+
+    def way(convolved: Callable[[Tensor], Tensor]) -> Way:
+        def loss() -> Tensor:
+            with torch.autocast(frames.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+                return (convolved(frames) * direction).sum()
+
+        return loss
+
     yield (
-        "positions in blocks",
-        lambda: (conv(frames) * direction).sum(),
-        lambda: (convolve_blocks(frames, conv.weight, conv.bias, groups=16, padding=64) * direction).sum(),
+        f"positions of {batch_size} x {total} frames that learn",
+        way(conv),
+        way(lambda frames: wide(conv, frames)),
         [frames, *conv.parameters()],
     )
 
@@ -102,7 +145,7 @@ def spectrum_case(total: int, rounds: int) -> dict:
 
 def main():
     parser = options_of(__doc__)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
@@ -111,9 +154,9 @@ def main():
     total = num_frames_of(int(16_000 * options.seconds))
     on_cpu = options.device == "cpu"
     cases = [spectrum_case(frames, options.rounds) for frames in (total, 2 * total)] if on_cpu else []
-    of_device = [(random_cases, total)] if on_cpu else [(position_cases, options.seconds)]
+    of_cpu = [(make, total) for make in (random_cases, attention_cases, choice_cases)] if on_cpu else []
     for dtype in (torch.float32, torch.bfloat16):
-        for make, size in (*of_device, (convolution_cases, options.seconds)):
+        for make, size in (*of_cpu, (position_cases, total), (convolution_cases, options.seconds)):
             for name, plain, ours, inputs in make(options.batch_size, size, dtype):
                 equality = {}
                 if inputs and dtype == torch.float32:
