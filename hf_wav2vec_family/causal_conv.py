@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .conv import MaskedGroupNorm, num_frames
+from .fast_conv import convolve, copied_rows_pay
+from .fused import Dropout
 
 
 class FrameGroupNorm(nn.GroupNorm):
@@ -61,13 +63,15 @@ class ConvBlock(GradientCheckpointingLayer):
         super().__init__()
         self.kernel_size, self.stride = kernel_size, stride
         self.conv = nn.Conv1d(in_channels, channels, kernel_size, stride, bias=bias)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.layer_norm = NORMS[norm](1, channels, affine=affine)
         self.activation = activation
 
     def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
         """[B, C, T] -> [B, C', T']; `lengths` [B] counts the valid frames that come out."""
-        return self.activation(self.layer_norm(self.dropout(self.conv(hidden_states)), lengths))
+        fast = copied_rows_pay(self.conv, hidden_states)
+        convolved = convolve(self.conv, hidden_states) if fast else self.conv(hidden_states)
+        return self.activation(self.layer_norm(self.dropout(convolved), lengths))
 
 
 class ConvEncoder(nn.Module):

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .conv import valid_frames
-from .fused import eager
+from .fused import eager, eager_on_cpu
 from .precision import dtype_of, without_autocast
 
+MIN_STRIDE = 4  # that rows which have to be copied pay from
 MIN_FRAMES = 800  # that a convolution as rows pays from in half precision, on a CPU without gradients
 
 
@@ -104,6 +105,15 @@ def rows_pay(conv: nn.Conv1d, hidden_states: Tensor) -> bool:
         return True
     num_frames_out = len(hidden_states) * (hidden_states.shape[-1] // conv.stride[0])
     return dtype_of(conv.weight) != torch.float32 and num_frames_out >= MIN_FRAMES
+
+
+def copied_rows_pay(conv: nn.Conv1d, hidden_states: Tensor) -> bool:
+    """Whether `convolve` of [B, C, T] is faster than `conv` itself where [B, C, T] is what comes in and is wanted.
+
+    The copies to rows and back take longer than they save but for a long stride and a CPU, with a backward pass.
+    """
+    strided = conv.stride[0] >= MIN_STRIDE and conv.in_channels > 1
+    return strided and torch.is_grad_enabled() and eager_on_cpu(hidden_states)
 
 
 def convolve(conv: nn.Conv1d, hidden_states: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .contrastive import sample_negatives
 from .conv import valid_frames
+from .fused import Dropout
 from .precision import without_autocast
 
 
@@ -142,7 +143,7 @@ class FuturePrediction(nn.Module):
     ):
         super().__init__()
         self.predictor = StepPredictor(context_dim, target_dim, num_steps, bias_per_step=bias_per_step)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.num_steps, self.offset, self.objective = num_steps, offset, objective
         self.num_negatives, self.num_cross_sample_negatives = num_negatives, num_cross_sample_negatives
         self.negative_weight = 1.0 / num_negatives if balanced_classes else 1.0

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import (
 from transformers.utils import can_return_tuple
 
 from .conv import num_valid
+from .fused import Dropout
 from .labels import in_front
 
 
@@ -103,7 +104,7 @@ class CTCHead(_Head):
     def add_ctc_head(self, hidden_size: int, vocab_size: int | None, dropout: float):
         if vocab_size is None:
             raise ValueError("vocab_size of the configuration is None; a CTC head needs the number of symbols.")
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.lm_head = nn.Linear(hidden_size, vocab_size)
 
     @can_return_tuple

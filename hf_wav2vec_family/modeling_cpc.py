@@ -25,7 +25,8 @@ from transformers.utils import can_return_tuple
 from .configuration_cpc import CPCConfig
 from .conv import MaskedGroupNorm, frame_centers, num_frames, num_samples_needed, num_valid, valid_frames
 from .conv_model import ConvModelMixin, classes_of
-from .fast_conv import convolve
+from .fast_conv import convolve, rows_pay
+from .fused import Dropout
 from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
 from .masking import take_frames, uniform
 from .precision import without_autocast
@@ -151,7 +152,8 @@ class CPCConvLayer(nn.Module):
     def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
         """[B, C, T] -> [B, C', T']; `lengths` [B] counts the valid frames that come out."""
         norm_reads_channels = isinstance(self.norm, ChannelNorm)
-        convolved = convolve(self.conv, hidden_states) if norm_reads_channels else self.conv(hidden_states)
+        fast = norm_reads_channels or (self.norm is None and rows_pay(self.conv, hidden_states))
+        convolved = convolve(self.conv, hidden_states) if fast else self.conv(hidden_states)
         return self.finish(convolved, lengths)
 
     def finish(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -515,7 +517,7 @@ class CPCForPreTraining(CPCPreTrainedModel):
         super().__init__(config)
         self.cpc = CPCModel(config)
         self.predictors = make_predictors(config)
-        self.dropout = nn.Dropout(config.predictor_dropout)
+        self.dropout = Dropout(config.predictor_dropout)
         self.post_init()
 
     @property

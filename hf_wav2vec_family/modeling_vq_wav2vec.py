@@ -25,6 +25,7 @@ from .causal_conv_model import CausalConvModelMixin
 from .configuration_vq_wav2vec import VQWav2VecConfig
 from .conv import valid_frames
 from .conv_model import classes_of
+from .fused import Dropout
 from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
 from .kmeans import KmeansOutput, KmeansVectorQuantizer
 from .quantizers import GumbelVectorQuantizer, QuantizerOutput, code_usage
@@ -153,7 +154,7 @@ class VQWav2VecModel(VQWav2VecPreTrainedModel):
         super().__init__(config)
         self.feature_extractor = self.make_encoder()
         self.quantizer = make_quantizer(config)
-        self.feature_dropout = nn.Dropout(config.feat_dropout)
+        self.feature_dropout = Dropout(config.feat_dropout)
         self.context_network = self.make_context_network(config.codevector_dim)
         # a tensor, so that a compiled graph reads it rather than being compiled for each value
         self.register_buffer("gumbel_temperature", torch.tensor(float(config.gumbel_temperature)), persistent=False)
@@ -294,7 +295,7 @@ class VQWav2VecForPreTraining(VQWav2VecPreTrainedModel):
     def __init__(self, config: VQWav2VecConfig):
         super().__init__(config)
         self.vq_wav2vec = VQWav2VecModel(config)
-        self.context_dropout = nn.Dropout(config.context_dropout)
+        self.context_dropout = Dropout(config.context_dropout)
         self.project_features = None
         if config.project_features == "new":
             self.project_features = self.make_context_network(config.codevector_dim)

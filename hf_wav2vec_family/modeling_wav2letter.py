@@ -31,6 +31,7 @@ from .asg import AutoSegmentationCriterion, asg_loss
 from .configuration_wav2letter import SPECTRAL_HOP, SPECTRAL_WINDOW, Wav2LetterConfig
 from .conv import MaskedGroupNorm, frame_centers, num_frames, num_valid, scale_gradient, valid_frames
 from .conv_model import ConvModelMixin
+from .fused import Dropout
 from .heads import CTCHead, ctc_loss
 from .labels import in_front, merge_runs
 from .log_mel import MFCC, LogMel
@@ -183,7 +184,7 @@ class Wav2LetterLayer(nn.Module):
         if config.weight_norm:
             self.conv = nn.utils.parametrizations.weight_norm(self.conv)
         self.activation = nn.GLU(dim=1) if config.conv_activation == "glu" else nn.PReLU()
-        self.dropout = nn.Dropout(config.conv_dropout)
+        self.dropout = Dropout(config.conv_dropout)
         self.padding = ((kernel_size - 1) // 2, kernel_size // 2)
 
     def forward(self, hidden_states: Tensor, valid: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.modeling_outputs import ModelOutput, Wav2Vec2BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
@@ -22,6 +22,7 @@ from transformers.utils import can_return_tuple
 from .causal_conv_model import CausalConvModelMixin
 from .configuration_wav2vec import Wav2VecConfig
 from .conv_model import classes_of
+from .fused import Dropout
 from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
 
 
@@ -77,7 +78,7 @@ class Wav2VecModel(Wav2VecPreTrainedModel):
     def __init__(self, config: Wav2VecConfig):
         super().__init__(config)
         self.feature_extractor = self.make_encoder()
-        self.feature_dropout = nn.Dropout(config.feat_dropout)
+        self.feature_dropout = Dropout(config.feat_dropout)
         self.context_network = self.make_context_network(config.conv_dim[-1])
         self.post_init()
 
@@ -137,7 +138,7 @@ class Wav2VecForPreTraining(Wav2VecPreTrainedModel):
     def __init__(self, config: Wav2VecConfig):
         super().__init__(config)
         self.wav2vec = Wav2VecModel(config)
-        self.context_dropout = nn.Dropout(config.context_dropout)
+        self.context_dropout = Dropout(config.context_dropout)
         self.project_features = None
         if config.project_features == "new":
             self.project_features = self.make_context_network(config.conv_dim[-1])
