@@ -24,6 +24,7 @@ from hf_wav2vec_family import (
     Wav2VecConfig,
     Wav2VecForPreTraining,
 )
+from hf_wav2vec_family.causal_conv import ConvEncoder
 from hf_wav2vec_family.future_prediction import FuturePrediction
 from hf_wav2vec_family.quantizers import sample_gumbel
 
@@ -85,12 +86,20 @@ def original_prediction(prediction: FuturePrediction, context: Tensor, targets: 
     return F.binary_cross_entropy_with_logits(torch.cat(scores), torch.cat(labels), reduction="sum") / num_pairs
 
 
+def original_latents(encoder: ConvEncoder, waveforms: Tensor) -> Tensor:
+    """z [B, C, T] of an encoder without skip connections, by PyTorch's own convolutions."""
+    hidden = waveforms[:, None]
+    for layer in encoder.conv_layers:
+        hidden = layer.activation(layer.layer_norm(layer.conv(hidden)))
+    return torch.log1p(hidden.abs()) if encoder.log_compression else hidden
+
+
 def original_wav2vec(model: Wav2VecForPreTraining) -> Callable[[Tensor, Tensor], Tensor]:
-    """The step of wav2vec with the weights of `model`; its convolutions are PyTorch's own on both sides."""
+    """The step of wav2vec with the weights of `model`."""
 
     def loss(waveforms: Tensor, negatives: Tensor) -> Tensor:
-        outputs = model.wav2vec(waveforms)
-        context, targets = (x.transpose(1, 2) for x in (outputs.last_hidden_state, outputs.extract_features))
+        targets = original_latents(model.wav2vec.feature_extractor, waveforms)
+        context = model.wav2vec.context_network(targets)[-1]
         return original_prediction(model.prediction, context, targets, negatives)
 
     return loss
@@ -101,7 +110,7 @@ def original_vq_wav2vec(model: VQWav2VecForPreTraining) -> Callable[[Tensor, Ten
     own = model.vq_wav2vec.quantizer
 
     def loss(waveforms: Tensor, negatives: Tensor) -> Tensor:
-        latents = model.vq_wav2vec.extract_features(waveforms)
+        latents = original_latents(model.vq_wav2vec.feature_extractor, waveforms).transpose(1, 2)
         if model.config.quantizer_type == "kmeans":
             found = fairseq_forms.kmeans_quantizer(own, latents.transpose(1, 2))
             added = found.loss
@@ -168,7 +177,8 @@ def compare_steps(name: str, model: nn.Module, original: Callable, waveforms: Te
 
     parameters = list(model.parameters())
     model.train()
-    equality = differences(partial(seeded, peer), partial(seeded, ours), parameters, tolerance=1e-3)
+    # PyTorch's convolutions give wav2vec's first filters gradients a thousandth from float64's, rows half of that
+    equality = differences(partial(seeded, peer), partial(seeded, ours), parameters, tolerance=2e-3)
     optimizer = torch.optim.Adam(parameters, lr=1e-6)
 
     def step(way: Callable[[], Tensor]):
