@@ -1,46 +1,80 @@
-"""Convolutions under a norm over channels, the channels of a frame together in memory, against [B, C, T] all the way.
+"""Encoders whose convolutions are products of rows in training, against PyTorch's own, [B, C, T] all the way.
 
-python -m benchmarks.convolutions --threads 1
+python -m benchmarks.convolutions --threads 2
 
-The encoder of a wav2vec 2.0 with layer norms, 64 and 512 channels, loss and gradient, in float32 and with autocast.
+Loss and gradient of the encoders of wav2vec and of CPC without norms, in float32, and of wav2vec 2.0 with layer norms,
+of 64 and 512 channels, in float32 and with autocast.
 """
 
 import json
+from collections.abc import Iterator
+from typing import NamedTuple
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
-from hf_wav2vec_family import Wav2Vec2Config, modeling_wav2vec2
+from hf_wav2vec_family import (
+    CPCConfig,
+    CPCModel,
+    Wav2Vec2Config,
+    Wav2VecConfig,
+    Wav2VecModel,
+    causal_conv,
+    modeling_cpc,
+    modeling_wav2vec2,
+)
 
 from .comparing import begin, compare, differences, report
+from .wav2vec2_sizes import noise
 
 
-def plain(conv: nn.Conv1d, hidden_states: Tensor) -> Tensor:
+class Case(NamedTuple):
+    """An `encoder` of a `module` that convolves, on `waveforms` [B, S]."""
+
+    name: str
+    encoder: nn.Module
+    module: object
+    waveforms: Tensor
+    autocast: bool = False
+
+
+def encoder_cases() -> Iterator[Case]:
+    yield Case("wav2vec", Wav2VecModel(Wav2VecConfig()).feature_extractor, causal_conv, noise(2, 4.6875, "cpu"))
+    yield Case("CPC without norms", CPCModel(CPCConfig()).encoder, modeling_cpc, noise(8, 1.28, "cpu"))
+    for channels, batch_size, seconds in ((64, 4, 6.0), (512, 1, 3.0)):
+        config = Wav2Vec2Config(conv_dim=[channels] * 7, feat_extract_norm="layer", conv_bias=True)
+        encoder = modeling_wav2vec2.Wav2Vec2FeatureEncoder(config)
+        for autocast in (False, True):
+            name = f"wav2vec 2.0, layer norms, {channels} channels"
+            yield Case(name, encoder, modeling_wav2vec2, noise(batch_size, seconds, "cpu"), autocast)
+
+
+def plain(conv: nn.Conv1d, hidden_states: Tensor, *, norm_over: str | None) -> Tensor:
     return conv(hidden_states.contiguous())
+
+
+def measure(case: Case, rounds: int) -> dict:
+    def ours() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
+            return case.encoder(case.waveforms).float().square().mean()
+
+    def peer() -> Tensor:
+        with mock.patch.object(case.module, "convolve", plain):
+            return ours()
+
+    # rounding to bfloat16 falls otherwise where sums are taken in another order
+    parameters = list(case.encoder.parameters())
+    equality = differences(peer, ours, parameters, tolerance=5e-2 if case.autocast else 1e-3)
+    name = f"{case.name}, {'bfloat16' if case.autocast else 'float32'}"
+    return {"case": name, **compare(peer, ours, rounds), **equality}
 
 
 def main():
     options, cases = begin(__doc__), []
-    for channels, batch_size, seconds in ((64, 4, 6), (512, 1, 3)):
-        config = Wav2Vec2Config(conv_dim=[channels] * 7, feat_extract_norm="layer", conv_bias=True)
-        encoder = modeling_wav2vec2.Wav2Vec2FeatureEncoder(config)
-        waveforms = torch.randn(batch_size, seconds * 16_000)
-        for autocast in (False, True):
-
-            def ours(encoder=encoder, waveforms=waveforms, autocast=autocast) -> Tensor:
-                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                    return encoder(waveforms).float().square().mean()
-
-            def peer(ours=ours) -> Tensor:
-                with mock.patch.object(modeling_wav2vec2, "convolve", plain):
-                    return ours()
-
-            # rounding to bfloat16 falls otherwise where sums are taken in another order
-            equality = differences(peer, ours, list(encoder.parameters()), tolerance=5e-2 if autocast else 1e-4)
-            name = f"{channels} channels, {'bfloat16' if autocast else 'float32'}"
-            cases.append({"case": name, **compare(peer, ours, options.rounds), **equality})
-            print(json.dumps(cases[-1]), flush=True)
+    for case in encoder_cases():
+        cases.append(measure(case, options.rounds))
+        print(json.dumps(cases[-1]), flush=True)
     report(options, cases)
 
 

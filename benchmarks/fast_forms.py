@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_wav2vec_family.conv import MaskedGroupNorm
-from hf_wav2vec_family.fast_conv import convolve, convolve_norm_gelu
+from hf_wav2vec_family.fast_conv import convolve_channels_last, convolve_norm_gelu
 from hf_wav2vec_family.fused import Dropout, attention_weights, attention_with_dropout, choose_rows
 from hf_wav2vec_family.wide_conv import WideConvolution
 
@@ -97,7 +97,7 @@ def convolution_cases(batch_size: int, seconds: float, dtype: torch.dtype) -> It
     yield (
         "second convolution",
         lambda: (second(columns) * direction).sum(),
-        lambda: (convolve(second, rows) * rows_of_direction).sum(),
+        lambda: (convolve_channels_last(second, rows) * rows_of_direction).sum(),
         list(second.parameters()),
     )
 

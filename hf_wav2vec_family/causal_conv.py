@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .conv import MaskedGroupNorm, num_frames
-from .fast_conv import convolve, copied_rows_pay
+from .fast_conv import convolve
 from .fused import Dropout
 
 
@@ -69,9 +69,8 @@ class ConvBlock(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
         """[B, C, T] -> [B, C', T']; `lengths` [B] counts the valid frames that come out."""
-        fast = copied_rows_pay(self.conv, hidden_states)
-        convolved = convolve(self.conv, hidden_states) if fast else self.conv(hidden_states)
-        return self.activation(self.layer_norm(self.dropout(convolved), lengths))
+        convolved = self.dropout(convolve(self.conv, hidden_states, norm_over="time"))
+        return self.activation(self.layer_norm(convolved, lengths))
 
 
 class ConvEncoder(nn.Module):

@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .conv import valid_frames
-from .fused import eager, eager_on_cpu
+from .fused import eager
 from .precision import dtype_of, without_autocast
 
-MIN_STRIDE = 4  # that rows which have to be copied pay from
-MIN_FRAMES = 800  # that a convolution as rows pays from in half precision, on a CPU without gradients
+# what a convolution as rows pays from on a CPU, where frames have to be copied into rows and back,
+MIN_STRIDE = 4
+# and in half precision without gradients
+MIN_FRAMES = 800
 
 
 def _tap_rows(frames: Tensor, total_out: int, *, first_tap: int, num_taps: int, stride: int) -> Tensor:
@@ -41,10 +43,17 @@ def _add_product(output: Tensor, rows: Tensor, weight: Tensor, *, anew: bool = F
 
 def _add_sum_of_products(total: Tensor, rows: Tensor, gradient: Tensor):
     """Adds the sum over clips of rows [B, T, K] transposed @ gradient [B, T, N] to total [K, N]."""
-    if len(rows) == 1:
+    if len(rows) > 1:
+        total.add_(torch.bmm(rows.transpose(1, 2), gradient).sum(dim=0, dtype=total.dtype))
+    elif total.dtype == rows.dtype:
         total.addmm_(rows[0].t(), gradient[0])
     else:
-        total.add_(torch.bmm(rows.transpose(1, 2), gradient).sum(dim=0))
+        total.add_(rows[0].t() @ gradient[0])
+
+
+def _rows_of(weight: Tensor) -> Tensor:
+    """[C', C, taps] -> [taps * C, C']."""
+    return weight.permute(2, 1, 0).reshape(-1, len(weight))
 
 
 class _ConvolveRows(torch.autograd.Function):
@@ -53,7 +62,7 @@ class _ConvolveRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, frames: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
         channels_out, channels, taps = weight.shape
-        rows = weight.permute(2, 1, 0).reshape(taps * channels, channels_out)
+        rows = _rows_of(weight)
         total_out = (frames.shape[1] - taps) // stride + 1
         output = frames.new_empty(len(frames), total_out, channels_out)
         if bias is not None:
@@ -64,18 +73,25 @@ class _ConvolveRows(torch.autograd.Function):
                 seen = _tap_rows(heard, total_out, first_tap=tap, num_taps=width, stride=stride)
                 part = rows[tap * channels : (tap + width) * channels]
                 _add_product(made, seen, part, anew=tap == 0 and bias is None)
-        ctx.save_for_backward(frames, rows)
-        ctx.stride, ctx.shape, ctx.has_bias = stride, weight.shape, bias is not None
+        ctx.save_for_backward(frames, weight)
+        ctx.stride, ctx.has_bias = stride, bias is not None
         return output
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        frames, rows = ctx.saved_tensors
-        (channels_out, channels, taps), stride = ctx.shape, ctx.stride
-        gradient = gradient.contiguous()
+        frames, weight = ctx.saved_tensors
+        bias_gradient = gradient.sum(dim=(0, 1)) if ctx.has_bias else None
+        if torch.is_grad_enabled():  # gradients of gradients
+            plain = (gradient.transpose(1, 2), frames.transpose(1, 2), weight, None, [ctx.stride], [0], [1], False)
+            wanted = [*ctx.needs_input_grad[:2], False]
+            learnt, weight_gradient, _ = torch.ops.aten.convolution_backward(*plain, [0], 1, wanted)
+            return None if learnt is None else learnt.transpose(1, 2), weight_gradient, bias_gradient, None
+        (channels_out, channels, taps), stride = weight.shape, ctx.stride
+        rows, gradient = _rows_of(weight), gradient.contiguous()
         # one that nobody asked for is an empty tensor, so that both are cut into the same blocks
         frame_gradient = torch.zeros_like(frames) if ctx.needs_input_grad[0] else frames.new_empty(len(frames), 0)
-        row_gradient = torch.zeros_like(rows)
+        # in half precision a sum over clips would be rounded with each of them
+        row_gradient = torch.zeros_like(rows, dtype=torch.promote_types(rows.dtype, torch.float32))
         for heard, learnt, came in _blocks(frames, frame_gradient, gradient):
             for tap in range(0, taps, stride):
                 width = min(stride, taps - tap)
@@ -84,8 +100,8 @@ class _ConvolveRows(torch.autograd.Function):
                 _add_sum_of_products(row_gradient[part], _tap_rows(heard, came.shape[1], **where), came)
                 if ctx.needs_input_grad[0]:
                     _add_product(_tap_rows(learnt, came.shape[1], **where), came, rows[part].t())
-        weight_gradient = row_gradient.view(taps, channels, channels_out).permute(2, 1, 0)
-        return frame_gradient, weight_gradient, gradient.sum(dim=(0, 1)) if ctx.has_bias else None, None
+        weight_gradient = row_gradient.to(rows.dtype).view(taps, channels, channels_out).permute(2, 1, 0)
+        return frame_gradient if ctx.needs_input_grad[0] else None, weight_gradient, bias_gradient, None
 
 
 def convolve_rows(frames: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
@@ -95,28 +111,54 @@ def convolve_rows(frames: Tensor, weight: Tensor, bias: Tensor | None, stride: i
     return _ConvolveRows.apply(frames.contiguous(), weight, bias, stride)
 
 
-def rows_pay(conv: nn.Conv1d, hidden_states: Tensor) -> bool:
-    """Whether `convolve` of [B, C, T] is faster than `conv` itself where no norm reads the channels.
+def _learns(conv: nn.Conv1d, hidden_states: Tensor) -> bool:
+    return torch.is_grad_enabled() and (conv.weight.requires_grad or hidden_states.requires_grad)
 
-    It is on a GPU and wherever there is a backward pass. A forward pass alone, in float32, is a tenth faster by a
-    CPU's own convolution, and so is one of few frames in half precision, whose taps take longer to put in order.
+
+def _is_plain(conv: nn.Module) -> bool:
+    """Whether a call of `conv` is a convolution and nothing else: no hook, no adapter, no weight that comes later."""
+    hooks = (conv._forward_pre_hooks, conv._forward_hooks, conv._backward_pre_hooks, conv._backward_hooks)
+    return type(conv).forward is nn.Conv1d.forward and "forward" not in vars(conv) and not any(hooks)
+
+
+def rows_pay(conv: nn.Module, hidden_states: Tensor, *, norm_over: str | None = None) -> bool:
+    """Whether `convolve_channels_last` of [B, C, T] is faster than `conv` itself; never where `conv` has hooks.
+
+    It is before a norm "channels". Without a norm it is on a GPU and, on a CPU in eager steps, wherever there is a
+    backward pass: a forward pass alone, in float32, is a tenth faster by a CPU's own convolution, and so is one of few
+    frames in half precision, whose taps take longer to put in order. A norm over "time" wants [B, C, T] again; the
+    copies take longer than they save but for a long stride in float32, with a backward pass.
     """
-    if conv.weight.is_cuda or torch.is_grad_enabled():
+    if not isinstance(conv, nn.Conv1d):
+        return False
+    stride, on_gpu = conv.stride[0], hidden_states.is_cuda
+    if not eager(hidden_states):
+        return norm_over == "channels" or (norm_over is None and on_gpu)
+    if not _is_plain(conv) or hidden_states.shape[-1] + 2 * conv.padding[0] < conv.kernel_size[0]:
+        return False
+    if norm_over == "channels":
         return True
-    num_frames_out = len(hidden_states) * (hidden_states.shape[-1] // conv.stride[0])
-    return dtype_of(conv.weight) != torch.float32 and num_frames_out >= MIN_FRAMES
+    in_float32 = dtype_of(conv.weight) == torch.float32
+    if norm_over == "time":
+        strided = stride >= MIN_STRIDE and conv.in_channels > 1
+        return strided and not on_gpu and in_float32 and _learns(conv, hidden_states)
+    if on_gpu or _learns(conv, hidden_states):
+        return True
+    return not in_float32 and len(hidden_states) * (hidden_states.shape[-1] // stride) >= MIN_FRAMES
 
 
-def copied_rows_pay(conv: nn.Conv1d, hidden_states: Tensor) -> bool:
-    """Whether `convolve` of [B, C, T] is faster than `conv` itself where [B, C, T] is what comes in and is wanted.
+def convolve(conv: nn.Module, hidden_states: Tensor, *, norm_over: str | None = None) -> Tensor:
+    """`conv` of [B, C, T], in the form that is fastest here.
 
-    The copies to rows and back take longer than they save but for a long stride and a CPU, with a backward pass.
+    Args:
+        norm_over: "channels" or "time", what a norm that comes next takes together; None if there is none.
     """
-    strided = conv.stride[0] >= MIN_STRIDE and conv.in_channels > 1
-    return strided and torch.is_grad_enabled() and eager_on_cpu(hidden_states)
+    if rows_pay(conv, hidden_states, norm_over=norm_over):
+        return convolve_channels_last(conv, hidden_states)
+    return conv(hidden_states)
 
 
-def convolve(conv: nn.Conv1d, hidden_states: Tensor) -> Tensor:
+def convolve_channels_last(conv: nn.Conv1d, hidden_states: Tensor) -> Tensor:
     """`conv` of [B, C, T], the channels of a frame lying together in memory in what comes out, [B, C', T'].
 
     A norm over channels reads them so without a copy, and the next convolution takes them as they are.

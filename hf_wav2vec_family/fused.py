@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .precision import dtype_of, without_autocast
@@ -18,32 +19,34 @@ MAX_SCORES = 2**25  # 64 MiB in bfloat16
 
 
 def eager(values: Tensor) -> bool:
-    """Whether `values` are computed with step by step, neither compiled, traced nor exported, on a CPU or a GPU."""
-    return values.device.type in ("cpu", "cuda") and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    """Whether `values` are computed with step by step on a CPU or a GPU: not compiled, traced, exported or vmapped."""
+    if values.device.type not in ("cpu", "cuda") or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return not torch._C._are_functorch_transforms_active()
 
 
 def eager_on_cpu(values: Tensor) -> bool:
     return values.device.type == "cpu" and eager(values)
 
 
-def draw_kept(shape: Sequence[int], prob: float) -> tuple[Tensor, float]:
-    """Which places stay, 1 or 0 of `shape`, each dropped with `prob` to the nearest 1/65536, and what they grow by.
+def draw_kept(values: Tensor, prob: float) -> tuple[Tensor, float]:
+    """Which of `values` stay, 1 or 0, each dropped with `prob` to the nearest 1/65536, and what they grow by.
 
     Four places share one draw of 64 bits, 16 bits for each. A product with bytes takes a quarter of the time of one
-    with booleans in bfloat16, and two thirds in float32.
+    with booleans in bfloat16, and two thirds in float32; they lie in memory as the values do.
     """
-    count = torch.Size(shape).numel()
+    kept, count = torch.empty_like(values, dtype=torch.uint8), values.numel()
     num_dropped = min(round(prob * NUM_LANES), NUM_LANES - 1)
     draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
-    lanes = draws.view(torch.int16)[:count].view(shape)
-    kept = torch.ge(lanes, num_dropped - NUM_LANES // 2, out=torch.empty(shape, dtype=torch.uint8))
+    lanes = draws.view(torch.int16)[:count]
+    torch.ge(lanes, num_dropped - NUM_LANES // 2, out=kept.as_strided((count,), (1,)))
     return kept, NUM_LANES / (NUM_LANES - num_dropped)
 
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values: Tensor, prob: float) -> Tensor:
-        kept, ctx.scale = draw_kept(values.shape, prob)
+        kept, ctx.scale = draw_kept(values, prob)
         ctx.save_for_backward(kept)
         return (values * ctx.scale).mul_(kept)
 
@@ -77,12 +80,13 @@ class _AttentionWithDropout(torch.autograd.Function):
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, prob: float, scaling: float):
         with without_autocast(query.device):
             weights = attention_weights(query, key, mask, scaling)
-            kept, scale = draw_kept(weights.shape, prob)
+            kept, scale = draw_kept(weights, prob)
             ctx.save_for_backward(query, key, value, weights, kept)
             ctx.scale, ctx.scaling = scale, scaling
             return ((weights * kept) @ value).mul_(scale)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor):
         query, key, value, weights, kept = ctx.saved_tensors
         gradient = gradient * ctx.scale

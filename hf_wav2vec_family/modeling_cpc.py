@@ -25,7 +25,7 @@ from transformers.utils import can_return_tuple
 from .configuration_cpc import CPCConfig
 from .conv import MaskedGroupNorm, frame_centers, num_frames, num_samples_needed, num_valid, valid_frames
 from .conv_model import ConvModelMixin, classes_of
-from .fast_conv import convolve, rows_pay
+from .fast_conv import convolve
 from .fused import Dropout
 from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
 from .masking import take_frames, uniform
@@ -151,9 +151,8 @@ class CPCConvLayer(nn.Module):
 
     def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
         """[B, C, T] -> [B, C', T']; `lengths` [B] counts the valid frames that come out."""
-        norm_reads_channels = isinstance(self.norm, ChannelNorm)
-        fast = norm_reads_channels or (self.norm is None and rows_pay(self.conv, hidden_states))
-        convolved = convolve(self.conv, hidden_states) if fast else self.conv(hidden_states)
+        over = None if self.norm is None else "channels" if isinstance(self.norm, ChannelNorm) else "time"
+        convolved = convolve(self.conv, hidden_states, norm_over=over)
         return self.finish(convolved, lengths)
 
     def finish(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -44,7 +44,7 @@ from .conv import (
     valid_frames,
 )
 from .fast_conv import convolve, convolve_norm_gelu, rows_pay
-from .fused import Dropout, eager, eager_on_cpu, sdpa
+from .fused import Dropout, eager_on_cpu, sdpa
 from .heads import AudioFrameClassificationHead, CTCHead, SequenceClassificationHead
 from .masking import MaskedFrames, masked_frames, max_masked_frames, sample_span_mask, take_frames
 from .quantizers import GumbelVectorQuantizer, UniformLinear
@@ -119,12 +119,10 @@ class Wav2Vec2ConvLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
         """[B, C, T] -> [B, C', T']; `lengths` [B] counts the valid frames that come out."""
-        # a graph for a CPU keeps the plain form
-        fast = (eager(hidden_states) or hidden_states.is_cuda) and rows_pay(self.conv, hidden_states)
-        if self.is_foldable and fast and self.layer_norm.statistics is None:
+        if self.is_foldable and self.layer_norm.statistics is None and rows_pay(self.conv, hidden_states):
             return convolve_norm_gelu(hidden_states, self.conv, self.layer_norm, lengths)
         norm_reads_channels = isinstance(self.layer_norm, ChannelsLayerNorm)
-        hidden_states = convolve(self.conv, hidden_states) if norm_reads_channels or fast else self.conv(hidden_states)
+        hidden_states = convolve(self.conv, hidden_states, norm_over="channels" if norm_reads_channels else None)
         if norm_reads_channels:
             hidden_states = self.layer_norm(hidden_states)
         elif self.layer_norm is not None:

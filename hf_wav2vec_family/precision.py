@@ -9,7 +9,8 @@ from torch import Tensor
 def dtype_of(weight: Tensor) -> torch.dtype:
     """What a product with `weight` is computed in: its own type, or that of autocast."""
     device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    in_half = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if in_half else weight.dtype
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:

@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_wav2vec_family import wide_conv
 from hf_wav2vec_family.conv import MaskedGroupNorm, num_frames
-from hf_wav2vec_family.fast_conv import MIN_FRAMES, convolve, convolve_norm_gelu, rows_pay
+from hf_wav2vec_family.fast_conv import MIN_FRAMES, convolve_channels_last, convolve_norm_gelu, rows_pay
 from hf_wav2vec_family.fused import (
     Dropout,
     WeightCache,
@@ -57,7 +57,7 @@ def test_a_hard_choice_has_the_gradients_of_one_hot_vectors(dtype, shared):
 
 @pytest.mark.parametrize("prob", [0.05, 0.1, 0.5])
 def test_dropout_drops_the_promised_share_and_keeps_the_mean(prob):
-    kept, scale = draw_kept((1000, 1001), prob)
+    kept, scale = draw_kept(torch.empty(1000, 1001), prob)
     assert kept.float().mean().item() == pytest.approx(1 - prob, abs=2e-3)
     assert scale == pytest.approx(1 / (1 - prob), rel=1e-4)
     neighbours = (kept[:, 1:] & kept[:, :-1]).float().mean().item()
@@ -77,6 +77,17 @@ def test_gradients_pass_dropout_where_values_do():
     assert dropout(torch.empty(0, 3)).shape == (0, 3)
 
 
+@pytest.mark.parametrize("layout", ["rows", "columns", "every second"])
+def test_what_dropout_keeps_lies_in_memory_as_the_values_do(layout):
+    values = torch.rand(4, 500, 60)
+    values = {"rows": values, "columns": values.transpose(1, 2), "every second": values[:, ::2]}[layout]
+    kept, _ = draw_kept(values, 0.3)
+    assert kept.shape == values.shape
+    if layout != "every second":
+        assert kept.stride() == values.stride()
+    assert kept.float().mean().item() == pytest.approx(0.7, abs=1e-2)
+
+
 def test_dropout_is_drawn_from_the_global_seed():
     first, second, third = (torch.manual_seed(seed) and Dropout(0.5)(torch.ones(99)) for seed in (1, 1, 2))
     assert torch.equal(first, second)
@@ -88,8 +99,8 @@ def test_attention_with_dropout_equals_the_steps_it_stands_for(masked, monkeypat
     query, key, value = (torch.randn(2, 3, 11, 4, requires_grad=True) for _ in range(3))
     allowed = torch.arange(11) < torch.tensor([11, 7])[:, None, None, None]
     mask = {None: None, "bool": allowed, "added": torch.where(allowed, 0.0, float("-inf"))}[masked]
-    kept, scale = draw_kept((2, 3, 11, 11), 0.2)
-    monkeypatch.setattr("hf_wav2vec_family.fused.draw_kept", lambda shape, prob: (kept, scale))
+    kept, scale = draw_kept(torch.empty(2, 3, 11, 11), 0.2)
+    monkeypatch.setattr("hf_wav2vec_family.fused.draw_kept", lambda values, prob: (kept, scale))
     found = attention_with_dropout(query, key, value, mask, prob=0.2, scaling=0.5)
     scores = query @ key.transpose(-2, -1) * 0.5
     if mask is not None:
@@ -157,7 +168,7 @@ def test_a_wide_convolution_under_autocast_is_that_of_float32(taps):
 def test_convolving_rows_equals_the_convolution_and_leaves_channels_together(taps, stride, padding, channels, bias):
     conv = nn.Conv1d(channels, 6, taps, stride, padding=padding, bias=bias)
     hidden_states = torch.randn(3, channels, 41, requires_grad=True)
-    found = convolve(conv, hidden_states)
+    found = convolve_channels_last(conv, hidden_states)
     assert found.transpose(1, 2).is_contiguous()
     assert_equal(found, conv(hidden_states), (hidden_states, *conv.parameters()))
 
@@ -166,7 +177,7 @@ def test_convolving_rows_takes_the_type_of_autocast():
     conv = nn.Conv1d(4, 6, 3, 2)
     hidden_states = torch.randn(2, 4, 41)
     with torch.autocast("cpu", torch.bfloat16):
-        found = convolve(conv, hidden_states)
+        found = convolve_channels_last(conv, hidden_states)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), conv(hidden_states), atol=2e-2, rtol=2e-2)
 

@@ -301,9 +301,9 @@ def test_every_dropout_is_the_fast_one_and_changes_nothing_else(monkeypatch):
     ours.load_state_dict(theirs.state_dict())
     drawn = []
 
-    def draw_all(shape, prob):
+    def draw_all(values, prob):
         drawn.append(prob)
-        return torch.ones(shape, dtype=torch.bool), 1.0
+        return torch.ones_like(values, dtype=torch.bool), 1.0
 
     monkeypatch.setattr("hf_wav2vec_family.fused.draw_kept", draw_all)
     input_ids = torch.randint(5, 40, (3, 20))
