@@ -121,6 +121,15 @@ def mean_over_valid(values: Tensor, valid: Tensor | None) -> Tensor:
     return (values * weight).sum() / (weight.sum() * values.shape[-1]).clamp(min=1)
 
 
+def calls_nothing_else(conv: nn.Conv1d) -> bool:
+    """Whether a call of `conv` is a convolution with its weights and nothing else.
+
+    Hooks may change what comes out or bring the weights only then, as offloading does; a subclass may do anything.
+    """
+    hooks = (conv._forward_pre_hooks, conv._forward_hooks, conv._backward_pre_hooks, conv._backward_hooks)
+    return type(conv).forward is nn.Conv1d.forward and "forward" not in vars(conv) and not any(hooks)
+
+
 class MaskedGroupNorm(nn.GroupNorm):
     """Group norm over channels and time whose statistics leave padding out.
 

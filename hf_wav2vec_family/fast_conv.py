@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .conv import valid_frames
+from .conv import calls_nothing_else, valid_frames
 from .fused import eager
 from .precision import dtype_of, without_autocast
 
@@ -115,12 +115,6 @@ def _learns(conv: nn.Conv1d, hidden_states: Tensor) -> bool:
     return torch.is_grad_enabled() and (conv.weight.requires_grad or hidden_states.requires_grad)
 
 
-def _is_plain(conv: nn.Module) -> bool:
-    """Whether a call of `conv` is a convolution and nothing else: no hook, no adapter, no weight that comes later."""
-    hooks = (conv._forward_pre_hooks, conv._forward_hooks, conv._backward_pre_hooks, conv._backward_hooks)
-    return type(conv).forward is nn.Conv1d.forward and "forward" not in vars(conv) and not any(hooks)
-
-
 def rows_pay(conv: nn.Module, hidden_states: Tensor, *, norm_over: str | None = None) -> bool:
     """Whether `convolve_channels_last` of [B, C, T] is faster than `conv` itself; never where `conv` has hooks.
 
@@ -134,7 +128,7 @@ def rows_pay(conv: nn.Module, hidden_states: Tensor, *, norm_over: str | None = 
     stride, on_gpu = conv.stride[0], hidden_states.is_cuda
     if not eager(hidden_states):
         return norm_over == "channels" or (norm_over is None and on_gpu)
-    if not _is_plain(conv) or hidden_states.shape[-1] + 2 * conv.padding[0] < conv.kernel_size[0]:
+    if not calls_nothing_else(conv) or hidden_states.shape[-1] + 2 * conv.padding[0] < conv.kernel_size[0]:
         return False
     if norm_over == "channels":
         return True

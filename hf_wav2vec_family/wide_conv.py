@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .conv import calls_nothing_else
 from .fused import WeightCache, eager_on_cpu
 from .precision import dtype_of
 
@@ -214,6 +215,8 @@ class WideConvolution:
     def __call__(self, conv: nn.Conv1d, hidden_states: Tensor) -> Tensor:
         """`conv(hidden_states)`, [B, C, T] -> [B, C', T']."""
         taps = conv.kernel_size[0]
+        if not torch.compiler.is_compiling() and not calls_nothing_else(conv):
+            return conv(hidden_states)
         if hidden_states.is_cuda and not torch.jit.is_tracing():
             return convolve_blocks(hidden_states, conv.weight, conv.bias, groups=conv.groups, padding=conv.padding[0])
         # of weight norm the two parts, so that the weight is not put together for every clip

@@ -1,4 +1,4 @@
-"""Convolutions as products of rows: the same loss and gradients, taken where a call means nothing but a convolution."""
+"""Convolutions as products of rows: the same loss and gradients, taken where a call means a convolution alone."""
 
 import copy
 
@@ -22,6 +22,12 @@ CASES = {
     "wav2vec, norms of each frame": ("Wav2Vec", {"conv_norm": "layer"}, causal_conv, 1),
     "wav2vec, residual": ("Wav2Vec", {"feat_skip_connections": True, "log_compression": True}, causal_conv, 1),
     "vq-wav2vec": ("VQWav2Vec", {}, causal_conv, 1),
+    "wav2vec 2.0, wide positions": (
+        "Wav2Vec2",
+        {"num_conv_pos_embeddings": 64, "layerdrop": 0.0},
+        modeling_wav2vec2,
+        6,
+    ),
     "wav2vec 2.0": ("Wav2Vec2", {"conv_bias": True, "layerdrop": 0.0}, modeling_wav2vec2, 7),
 }
 
@@ -81,11 +87,11 @@ def test_without_a_backward_pass_pytorchs_own_convolutions_are_taken(case, by_ro
     assert by_rows == []
 
 
-@pytest.mark.parametrize("case", ["CPC", "wav2vec", "wav2vec 2.0"])
+@pytest.mark.parametrize("case", ["CPC", "wav2vec", "wav2vec 2.0", "wav2vec 2.0, wide positions"])
 def test_models_run_without_weights_of_their_own(case):
     """On the meta device, and with weights that come only when a layer is called."""
     model = pretraining_model(case).base_model.eval()
-    waveforms = torch.randn(1, 9_000)
+    waveforms = torch.randn(1, 30_000)
     with torch.no_grad():
         expected = model(waveforms).last_hidden_state
         assert copy.deepcopy(model).to("meta")(waveforms.to("meta")).last_hidden_state.shape == expected.shape
@@ -105,6 +111,11 @@ class Adapted(nn.Module):
         return 2 * self.conv(frames)
 
 
+class Doubled(nn.Conv1d):
+    def forward(self, frames):
+        return 2 * super().forward(frames)
+
+
 @pytest.mark.parametrize("norm_over", [None, "time", "channels"])
 def test_what_was_added_to_a_convolution_is_not_passed_over(norm_over, by_rows):
     frames = torch.randn(2, 4, 41, requires_grad=True)
@@ -113,6 +124,11 @@ def test_what_was_added_to_a_convolution_is_not_passed_over(norm_over, by_rows):
     torch.testing.assert_close(convolve(conv, frames, norm_over=norm_over), expected)
     assert by_rows == [conv]
     torch.testing.assert_close(convolve(Adapted(conv), frames, norm_over=norm_over), 2 * expected)
+    doubled = Doubled(4, 6, 8, 4)
+    doubled.load_state_dict(conv.state_dict())
+    torch.testing.assert_close(convolve(doubled, frames, norm_over=norm_over), 2 * expected)
+    compiled = torch.compile(convolve, backend="eager")
+    torch.testing.assert_close(compiled(Adapted(conv), frames, norm_over=norm_over), 2 * expected)
     handle = conv.register_forward_hook(lambda module, given, output: 3 * output)
     torch.testing.assert_close(convolve(conv, frames, norm_over=norm_over), 3 * expected)
     handle.remove()
