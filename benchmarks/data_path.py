@@ -90,22 +90,30 @@ def decode(options: argparse.Namespace):
     feature_extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
     waveforms = clips(options)
     settings = {"batch_seconds": options.batch_seconds, "max_seconds": 15.6, "min_seconds": 1.0, "num_epochs": 1}
-    about = {"commit": commit_hash(), "processor": processor_name(), "of": "speech" if options.speech else "noise"}
+    seconds = sum(map(len, waveforms)) / RATE
+    about = {
+        "commit": commit_hash(),
+        "processor": processor_name(),
+        "of": "speech" if options.speech else "noise",
+        "clips": len(waveforms),
+        "seconds": round(seconds),
+    }
     cases = []
-    print("| format | Hz | kbit/s | hours per second of a core | cores for one GPU |\n|" + " --- |" * 5)
+    print("| format | Hz | kbit/s | cut away, % | hours per second of a core | cores for one GPU |\n|" + " --- |" * 6)
     for encoding, rate in product(options.formats, options.rates):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             write_clips(folder, encoding, rate, waveforms)
             num_bytes = sum(path.stat().st_size for path in folder.iterdir())
             batches = pretraining_batches(str(folder), feature_extractor, **settings)
-            num_samples = sum(batch["input_values"].numel() for batch in batches)
+            num_samples = sum(batch["input_values"].numel() for batch in batches)  # that are left when clips are cut
             rounds = [process_seconds(lambda batches=batches: list(batches)) for _ in range(options.rounds)]
         per_core = num_samples / RATE / 3600 / float(np.median(rounds))
         case = {
             "format": encoding,
             "rate": rate,
-            "kbit_per_second": round(num_bytes * 8 / 1000 / (sum(map(len, waveforms)) / RATE)),
+            "kbit_per_second": round(num_bytes * 8 / 1000 / seconds),
+            "cut_away_percent": round(100 * (1 - num_samples / RATE / seconds), 1),
             "hours_per_second_per_core": round(per_core, 3),
             "cores_for_one_gpu": round(options.gpu / 3600 / per_core, 1),
         }

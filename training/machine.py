@@ -13,6 +13,10 @@ def processor_name() -> str:
 
 
 def commit_hash() -> str | None:
-    """The short hash of the checkout that this file is of, None outside of one."""
-    asked = ["git", "-C", Path(__file__).parent, "rev-parse", "--short", "HEAD"]
-    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() or None
+    """The short hash of the checkout that this file is of, with a + where files differ from it; None outside of one."""
+    git = ["git", "-C", Path(__file__).parent]
+    head, changed = (
+        subprocess.run([*git, *asked], capture_output=True, text=True, check=False).stdout.strip()
+        for asked in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+    )
+    return f"{head}+" * bool(head) if changed else head or None
