@@ -63,9 +63,10 @@ def measure(case: Case, rounds: int) -> dict:
         with mock.patch.object(case.module, "convolve", plain):
             return ours()
 
-    # rounding to bfloat16 falls otherwise where sums are taken in another order
+    # rounding to bfloat16 falls otherwise where sums are taken in another order; of wav2vec's first filters, see STEPS
+    # of `original_steps.py`
     parameters = list(case.encoder.parameters())
-    equality = differences(peer, ours, parameters, tolerance=5e-2 if case.autocast else 1e-3)
+    equality = differences(peer, ours, parameters, tolerance=5e-2 if case.autocast else 2e-3)
     name = f"{case.name}, {'bfloat16' if case.autocast else 'float32'}"
     return {"case": name, **compare(peer, ours, rounds), **equality}
 

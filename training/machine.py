@@ -13,7 +13,7 @@ def processor_name() -> str:
 
 
 def commit_hash() -> str | None:
-    """The short hash of the checkout that this file is of, with a + where files differ from it; None outside of one."""
+    """The short hash of the checkout that this file is of, with + if files differ from it; None outside of one."""
     git = ["git", "-C", Path(__file__).parent]
     head, changed = (
         subprocess.run([*git, *asked], capture_output=True, text=True, check=False).stdout.strip()
