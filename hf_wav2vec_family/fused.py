@@ -124,7 +124,8 @@ def sdpa(
     """Transformers' attention "sdpa", but on a CPU with dropout, which PyTorch has no kernel for, the one of here.
 
     In bfloat16 two products and a softmax, whose scores are rounded as the rest is, take half the time of PyTorch's
-    kernel, which computes in float32, and less in the backward pass; many scores are left to it for its memory's sake.
+    kernel, which computes in float32, where a processor has such products; many scores are left to it for its memory's
+    sake.
 
     [B, heads, T, d] each -> [B, T, heads, d] and no weights.
     """
