@@ -54,12 +54,11 @@ BEGINNINGS = {
         narrow unbind expand repeat roll flip view unsafe_ reshape permute transpose movedim t_ as_strided
         squeeze unsqueeze flatten unflatten unfold alias detach complex_ real_ imag_ conj resolve result_type""",
 }
-# glibc's heap grows for three steps of BERT
-WARM_UP_STEPS = 3
 KINDS = (*BEGINNINGS, OPTIMIZER, PYTHON, REST)
 KIND_OF_BEGINNING = {beginning: kind for kind, names in BEGINNINGS.items() for beginning in names.split()}
 # `autograd.Function`s of this package whose operations are all those of a loss
 LOSS_FUNCTIONS = ("FullScore", "OrdinaryFullScore", "AlignedScore")
+WARM_UP_STEPS = 3  # for which glibc's heap grows, of BERT
 
 
 class Step(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .conv import calls_nothing_else, valid_frames
 from .fused import eager
-from .precision import dtype_of, without_autocast
+from .precision import HALF, dtype_of, without_autocast
 
 # what a convolution as rows pays from on a CPU, where frames have to be copied into rows and back,
 MIN_STRIDE = 4
@@ -121,7 +121,7 @@ def rows_pay(conv: nn.Module, hidden_states: Tensor, *, norm_over: str | None = 
     It is before a norm "channels". Without a norm it is on a GPU and, on a CPU in eager steps, wherever there is a
     backward pass: a forward pass alone, in float32, is a tenth faster by a CPU's own convolution, and so is one of few
     frames in half precision, whose taps take longer to put in order. A norm over "time" wants [B, C, T] again; the
-    copies take longer than they save but for a long stride in float32, with a backward pass.
+    copies take longer than they save but for a long stride, with a backward pass, and not in half precision.
     """
     if not isinstance(conv, nn.Conv1d):
         return False
@@ -132,13 +132,13 @@ def rows_pay(conv: nn.Module, hidden_states: Tensor, *, norm_over: str | None = 
         return False
     if norm_over == "channels":
         return True
-    in_float32 = dtype_of(conv.weight) == torch.float32
+    in_half = dtype_of(conv.weight) in HALF
     if norm_over == "time":
         strided = stride >= MIN_STRIDE and conv.in_channels > 1
-        return strided and not on_gpu and in_float32 and _learns(conv, hidden_states)
+        return strided and not on_gpu and not in_half and _learns(conv, hidden_states)
     if on_gpu or _learns(conv, hidden_states):
         return True
-    return not in_float32 and len(hidden_states) * (hidden_states.shape[-1] // stride) >= MIN_FRAMES
+    return in_half and len(hidden_states) * (hidden_states.shape[-1] // stride) >= MIN_FRAMES
 
 
 def convolve(conv: nn.Module, hidden_states: Tensor, *, norm_over: str | None = None) -> Tensor:

@@ -13,11 +13,10 @@ from torch.autograd.function import once_differentiable
 
 from .conv import calls_nothing_else
 from .fused import WeightCache, eager_on_cpu
-from .precision import dtype_of
+from .precision import HALF, dtype_of
 
 HOP = 8
 FRAMES_PER_TAP = 3  # that a spectrum pays from which is made for one step of training
-HALF = (torch.bfloat16, torch.float16)
 
 
 def convolution_spectrum(weight: Tensor, groups: int) -> Tensor:

@@ -168,9 +168,7 @@ def test_padding_changes_no_answer(variant):
 
 def plainly(monkeypatch):
     """Turns the fast forms off."""
-    asked = ("fast_conv.eager",)
-    asked += tuple(f"{name}.eager_on_cpu" for name in ("modeling_wav2vec2", "wide_conv", "fused"))
-    for name in asked:
+    for name in ("fast_conv.eager", *(f"{name}.eager_on_cpu" for name in ("modeling_wav2vec2", "wide_conv", "fused"))):
         monkeypatch.setattr(f"hf_wav2vec_family.{name}", lambda values: False)
 
 

@@ -13,10 +13,11 @@ def processor_name() -> str:
 
 
 def commit_hash() -> str | None:
-    """The short hash of the checkout that this file is of, with + if files differ from it; None outside of one."""
-    git = ["git", "-C", Path(__file__).parent]
-    head, changed = (
-        subprocess.run([*git, *asked], capture_output=True, text=True, check=False).stdout.strip()
-        for asked in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-    )
-    return f"{head}+" * bool(head) if changed else head or None
+    """The short hash of the checkout that this file is of, with + if code differs from it; None outside of one."""
+    head, changed = _git("rev-parse", "--short", "HEAD"), _git("status", "--porcelain", "-uno", "--", "*.py", "*.yaml")
+    return f"{head}+" if changed else head or None
+
+
+def _git(*asked: str) -> str:
+    command = ["git", "-C", Path(__file__).parents[1], *asked]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
